@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package devices sets up what the kernel needs around a datapath: network
+// namespaces, links, addresses, routes, sysctls and MTUs. It speaks netlink and
+// knows nothing about BPF, so it is useful alone.
+//
+//	gateway := netip.MustParseAddr("10.244.1.1")
+//	err := devices.EnsureForwarding(node, devices.Forwarding{})
+//	host, err := devices.EnsureHostPair(node, devices.HostPair{Addrs: []netip.Addr{gateway}})
+//	vxlan, err := devices.EnsureVXLAN(node, devices.VXLAN{Underlay: "eth0"})
+//	pod, err := devices.EnsureEndpoint(node, devices.Endpoint{
+//		Name:      "blue",
+//		Namespace: ns,
+//		Addrs:     []netip.Addr{netip.MustParseAddr("10.244.1.10")},
+//		Gateways:  []netip.Addr{gateway},
+//		RouteMTU:  vxlan.MTU,
+//	})
+//	err = devices.RemoveEndpoint(node, pod)
+//
+// # Lifetime
+//
+// The state is in the kernel and outlives the process. An Ensure function makes
+// the machine equal to what it is given: a second call changes nothing, drift
+// is repaired in place with the ifindex kept, and a device is made anew only
+// when the kernel can not change it. What an Ensure function has begun it takes
+// back when it fails. A Remove function of something absent is nil. Acts that
+// destroy go by ifindex and name together, and a device that is not ours
+// answers [ErrForeign] and is left alone.
+//
+// # Concurrency
+//
+// All functions may be called from any goroutine. Two calls for different
+// things do not disturb each other; two calls for the same thing should be put
+// in order by the caller. A [Namespace] is an argument, and no thread of the
+// caller ever moves.
+//
+// # Needs
+//
+// Linux 5.14 for [Namespace.Cookie], 5.2 for the rest, and root or CAP_NET_ADMIN
+// and CAP_SYS_ADMIN. /proc/sys must be writable where a sysctl differs.
+package devices

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netnstest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/godatapath/datapath/devices"
+	"golang.org/x/sys/unix"
+)
+
+// patience is how long things that end by themselves may take: a goroutine
+// that has been told to, the thread of a subtest, a finished connection.
+const patience = 2 * time.Second
+
+// untilNone asks look until it finds nothing or patience ends, and returns what
+// it found last.
+func untilNone(look func() []string) []string {
+	for pause, deadline := time.Millisecond, time.Now().Add(patience); ; pause = min(2*pause, 50*time.Millisecond) {
+		found := look()
+		if len(found) == 0 || time.Now().After(deadline) {
+			return found
+		}
+		time.Sleep(pause)
+	}
+}
+
+// leaks returns what of the lab, or of its test, is still there. The
+// namespaces are given back by now.
+func (l *Lab) leaks() []string {
+	return untilNone(func() []string {
+		found := l.leftOfNamespaces()
+		for _, stack := range labelled(l.id) {
+			found = append(found, "goroutine\n"+stack)
+		}
+		return append(found, l.leftOfProcess()...)
+	})
+}
+
+// leftOfNamespaces returns what still holds a namespace of the lab. It tells
+// the things of this lab from those of tests that run beside it.
+func (l *Lab) leftOfNamespaces() []string {
+	descriptors, err := listDescriptors()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var found []string
+	for _, d := range descriptors {
+		if h := l.holder(d); h != nil {
+			found = append(found, fmt.Sprintf("%s in the namespace of %s", d.describe(), h.name))
+		}
+	}
+	names, _ := filepath.Glob(filepath.Join(devices.NamespaceDir, "*"))
+	for _, h := range l.hosts {
+		if h.inode == 0 {
+			continue
+		}
+		if n := threadsIn(h.inode); n > 0 {
+			found = append(found, fmt.Sprintf("%d threads in the namespace of %s", n, h.name))
+		}
+		for _, name := range names {
+			if inodeOf(name) == h.inode {
+				found = append(found, fmt.Sprintf("the name %s of the namespace of %s", name, h.name))
+			}
+		}
+		if h.nsName != "" {
+			if path := filepath.Join(devices.NamespaceDir, h.nsName); exists(path) {
+				found = append(found, "the file "+path)
+			}
+		}
+	}
+	return found
+}
+
+// holder returns the host whose namespace a descriptor keeps alive, or nil.
+func (l *Lab) holder(d descriptor) *Host {
+	var cookie uint64
+	if strings.HasPrefix(d.target, "socket:") {
+		cookie, _ = unix.GetsockoptUint64(d.fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	}
+	for _, h := range l.hosts {
+		if cookie != 0 && h.cookie == cookie || h.inode != 0 && d.target == fmt.Sprintf("net:[%d]", h.inode) {
+			return h
+		}
+	}
+	return nil
+}
+
+// leftOfProcess returns what the process has more than at the start of the
+// lab. Only when no other test runs beside it is that known to be the lab's;
+// [Main] looks again when all tests are over.
+func (l *Lab) leftOfProcess() []string {
+	now, err := takeCensus()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var found []string
+	for _, d := range since(l.before.descriptors, now.descriptors) {
+		if l.holder(d) == nil {
+			found = append(found, d.describe())
+		}
+	}
+	for link := range now.links {
+		if !l.before.links[link] {
+			found = append(found, "link "+link+" in the namespace of the test process")
+		}
+	}
+	if len(found) > 0 && !alone() {
+		return nil
+	}
+	return found
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/godatapath/datapath/conntrack"
+	"github.com/godatapath/datapath/devices"
+	"github.com/godatapath/datapath/internal/undo"
+	"github.com/godatapath/datapath/maps"
+	"github.com/godatapath/datapath/tunnel"
+)
+
+// Config says what to build.
+type Config struct {
+	Name         string // prefix of all names; "": dp
+	Nodes        int    // 0: 2
+	Endpoints    int    // on each node; 0: 2, below 0: none
+	Port         uint16 // of the overlay; 0: 8472
+	IPv6Underlay bool
+	UnderlayMTU  int    // 0: 1500
+	Dir          string // for the bpf filesystem; "": /run/datapath/NAME
+	Flows        conntrack.Config
+	Progress     func(format string, args ...any) // nil: silent
+}
+
+// The addresses of a cluster: node n has underlay address 10+n, and the
+// endpoints of node n have the prefixes 10.244.n.0/24 and fd00:244:n::/64.
+const (
+	maxNodes     = 200
+	maxEndpoints = 200
+	// FirstIdentity is the identity of the first endpoint; each has its own.
+	FirstIdentity = 1000
+)
+
+// Cluster is what was built.
+type Cluster struct {
+	Name     string
+	Nodes    []*Node
+	cfg      Config
+	dir      string
+	underlay devices.Namespace
+	undo     []func() error
+	stop     context.CancelFunc
+}
+
+// Start builds a cluster. What is left of one of the same name that was killed
+// is cleared away first; one that is still alive is an error that is
+// os.ErrExist. ctx ends the expiry of flows, not the cluster: call Close.
+func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
+	if cfg, err = cfg.withDefaults(); err != nil {
+		return nil, fmt.Errorf("start the cluster: %w", err)
+	}
+	c := &Cluster{Name: cfg.Name, cfg: cfg, dir: cfg.Dir}
+	ctx, c.stop = context.WithCancel(ctx)
+	var u undo.Stack
+	defer u.Run(&err)
+	u.Push(c.Close)
+	if err := c.claim(); err != nil {
+		return nil, fmt.Errorf("start the cluster: %w", err)
+	}
+	cfg.Progress("underlay")
+	if err := c.makeUnderlay(); err != nil {
+		return nil, fmt.Errorf("start the cluster: %w", err)
+	}
+	for i := 1; i <= cfg.Nodes; i++ {
+		cfg.Progress("node %d of %d", i, cfg.Nodes)
+		if err := c.addNode(i); err != nil {
+			return nil, fmt.Errorf("start the cluster: node %d: %w", i, err)
+		}
+	}
+	for _, n := range c.Nodes {
+		if err := n.knowPeers(c.Nodes); err != nil {
+			return nil, fmt.Errorf("start the cluster: %s: %w", n.Name, err)
+		}
+		n.expire(ctx)
+	}
+	return c, nil
+}
+
+func (cfg Config) withDefaults() (Config, error) {
+	if cfg.Name == "" {
+		cfg.Name = "dp"
+	}
+	if cfg.Name != filepath.Base(cfg.Name) {
+		return cfg, fmt.Errorf("name %q: a name is one path element", cfg.Name)
+	}
+	if cfg.Nodes == 0 {
+		cfg.Nodes = 2
+	}
+	if cfg.Endpoints == 0 {
+		cfg.Endpoints = 2
+	}
+	cfg.Endpoints = max(cfg.Endpoints, 0)
+	if cfg.Nodes < 1 || cfg.Nodes > maxNodes {
+		return cfg, fmt.Errorf("%d nodes: want 1 to %d", cfg.Nodes, maxNodes)
+	}
+	if cfg.Endpoints > maxEndpoints {
+		return cfg, fmt.Errorf("%d endpoints on a node: want up to %d", cfg.Endpoints, maxEndpoints)
+	}
+	if cfg.Port == 0 {
+		cfg.Port = tunnel.DefaultPort
+	}
+	if cfg.UnderlayMTU == 0 {
+		cfg.UnderlayMTU = devices.DefaultMTU
+	}
+	if cfg.Dir == "" {
+		cfg.Dir = filepath.Join("/run/datapath", cfg.Name)
+	}
+	if cfg.Progress == nil {
+		cfg.Progress = func(string, ...any) {}
+	}
+	return cfg, nil
+}
+
+// push notes how to take back a step.
+func (c *Cluster) push(step func() error) { c.undo = append(c.undo, step) }
+
+// Close takes everything away again, the last first. Idempotent.
+func (c *Cluster) Close() error {
+	c.stop()
+	var errs []error
+	for len(c.undo) > 0 {
+		step := c.undo[len(c.undo)-1]
+		c.undo = c.undo[:len(c.undo)-1]
+		errs = append(errs, step())
+	}
+	return errors.Join(errs...)
+}
+
+// claim takes the name, clears what a killed cluster of that name has left, and
+// mounts the bpf filesystem.
+func (c *Cluster) claim() error {
+	if err := os.MkdirAll(c.dir, 0o755); err != nil {
+		return fmt.Errorf("make folder %s: %w (root is needed)", c.dir, err)
+	}
+	release, err := lock(filepath.Join(c.dir, "lock"))
+	if err != nil {
+		return fmt.Errorf("a cluster named %s is up: end it or choose another name: %w", c.Name, err)
+	}
+	c.push(func() error { return errors.Join(release(), os.Remove(c.dir)) })
+	bpf := filepath.Join(c.dir, "bpf")
+	if err := c.clear(bpf); err != nil {
+		return fmt.Errorf("clear away what an earlier cluster has left: %w", err)
+	}
+	if err := maps.MountBPFFS(bpf); err != nil {
+		return err
+	}
+	c.push(func() error { return errors.Join(maps.UnmountBPFFS(bpf), os.Remove(bpf)) })
+	return nil
+}
+
+// clear removes the namespaces of that name and the bpf filesystem with all pins.
+func (c *Cluster) clear(bpf string) error {
+	left, err := filepath.Glob(filepath.Join(devices.NamespaceDir, c.Name+"-*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range left {
+		errs = append(errs, devices.RemoveNamed(filepath.Base(path)))
+	}
+	errs = append(errs, maps.UnmountBPFFS(bpf))
+	if err := os.Remove(bpf); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// namespace makes a named namespace that ends with the cluster.
+func (c *Cluster) namespace(name string) (devices.Namespace, error) {
+	ns, err := devices.NewNamed(c.Name + "-" + name)
+	if err != nil {
+		return ns, err
+	}
+	c.push(func() error { return errors.Join(devices.RemoveNamed(c.Name+"-"+name), ns.Close()) })
+	return ns, nil
+}
+
+// Endpoints lists the endpoints of all nodes.
+func (c *Cluster) Endpoints() []*Endpoint {
+	var out []*Endpoint
+	for _, n := range c.Nodes {
+		out = append(out, n.Endpoints...)
+	}
+	return out
+}
+
+func addr(format string, args ...any) netip.Addr {
+	return netip.MustParseAddr(fmt.Sprintf(format, args...))
+}
+
+func prefix(format string, args ...any) netip.Prefix {
+	return netip.MustParsePrefix(fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/godatapath/datapath/conntrack"
+	"github.com/godatapath/datapath/devices"
+	"github.com/godatapath/datapath/maps"
+	"github.com/godatapath/datapath/programs"
+	"github.com/godatapath/datapath/tunnel"
+)
+
+// Node is a namespace that plays a host, with its datapath.
+type Node struct {
+	Name      string
+	Netns     string // name under /run/netns
+	Namespace devices.Namespace
+	Addrs     []netip.Prefix // in the underlay
+	Gateways  []netip.Addr   // in the overlay
+	PodCIDRs  []netip.Prefix
+	Pins      string
+	Endpoints []*Endpoint
+
+	Table    *maps.Endpoints
+	Metrics  *maps.Metrics
+	Flows    *conntrack.Table
+	Peers    *tunnel.Peers
+	Datapath *programs.Datapath
+	Host     devices.HostLinks
+	VXLAN    devices.Link
+
+	cfg   Config
+	index int
+	wait  func()
+}
+
+// Endpoint is a workload's namespace.
+type Endpoint struct {
+	Name      string
+	Netns     string // name under /run/netns
+	Namespace devices.Namespace
+	Node      *Node
+	Addrs     []netip.Addr
+	Link      devices.EndpointLink
+	ID        uint32
+	Identity  maps.Identity
+}
+
+// Addr returns the endpoint's address of a family, 4 or 6.
+func (e *Endpoint) Addr(family int) netip.Addr { return ofFamily(e.Addrs, family) }
+
+// Gateway returns the node's overlay address of a family, 4 or 6.
+func (n *Node) Gateway(family int) netip.Addr { return ofFamily(n.Gateways, family) }
+
+func ofFamily(all []netip.Addr, family int) netip.Addr {
+	for _, a := range all {
+		if a.Is4() == (family == 4) {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+func (c *Cluster) addNode(index int) error {
+	n := &Node{
+		Name:     fmt.Sprintf("node%d", index),
+		Netns:    fmt.Sprintf("%s-node%d", c.Name, index),
+		Addrs:    []netip.Prefix{prefix("172.16.16.%d/24", 10+index), prefix("fd00:16::%x/64", 16+index)},
+		Gateways: []netip.Addr{addr("10.244.%d.1", index), addr("fd00:244:%x::1", index)},
+		PodCIDRs: []netip.Prefix{prefix("10.244.%d.0/24", index), prefix("fd00:244:%x::/64", index)},
+		Pins:     filepath.Join(c.dir, "bpf", fmt.Sprintf("node%d", index)),
+		cfg:      c.cfg,
+		index:    index,
+	}
+	var err error
+	if n.Namespace, err = c.namespace(n.Name); err != nil {
+		return err
+	}
+	if err := c.joinUnderlay(n.Namespace, index, n.Addrs); err != nil {
+		return err
+	}
+	c.push(n.close)
+	if err := n.start(); err != nil {
+		return err
+	}
+	for i := 1; i <= c.cfg.Endpoints; i++ {
+		e := &Endpoint{
+			Name:     fmt.Sprintf("%s-ep%d", n.Name, i),
+			Netns:    fmt.Sprintf("%s-%s-ep%d", c.Name, n.Name, i),
+			Node:     n,
+			Addrs:    []netip.Addr{addr("10.244.%d.%d", index, 9+i), addr("fd00:244:%x::%x", index, 0x0f+i)},
+			ID:       uint32(i),
+			Identity: maps.Identity(FirstIdentity + (index-1)*maxEndpoints + i - 1),
+		}
+		if e.Namespace, err = c.namespace(e.Name); err != nil {
+			return err
+		}
+		if err := n.addEndpoint(e); err != nil {
+			return fmt.Errorf("endpoint %s: %w", e.Name, err)
+		}
+	}
+	c.Nodes = append(c.Nodes, n)
+	return nil
+}
+
+// start composes the node's datapath from the blocks: devices, tables,
+// programs, attachments.
+func (n *Node) start() (err error) {
+	pinned := maps.Config{Pins: n.Pins}
+
+	// What the kernel needs around the programs.
+	if err := devices.EnsureForwarding(n.Namespace, devices.Forwarding{Devices: []string{uplink}}); err != nil {
+		return err
+	}
+	if n.Host, err = devices.EnsureHostPair(n.Namespace, devices.HostPair{Addrs: n.Gateways, MTU: n.cfg.UnderlayMTU}); err != nil {
+		return err
+	}
+	mtu, err := devices.OverlayMTU(n.cfg.UnderlayMTU, n.cfg.IPv6Underlay)
+	if err != nil {
+		return err
+	}
+	if n.VXLAN, err = devices.EnsureVXLAN(n.Namespace, devices.VXLAN{Port: n.cfg.Port, MTU: mtu, IPv6: n.cfg.IPv6Underlay}); err != nil {
+		return err
+	}
+
+	// The tables. What is passed to Load is on.
+	if n.Table, err = maps.NewEndpoints(maps.EndpointsConfig{Config: pinned}); err != nil {
+		return err
+	}
+	if n.Metrics, err = maps.NewMetrics(pinned); err != nil {
+		return err
+	}
+	flows := n.cfg.Flows
+	flows.Config = pinned
+	if n.Flows, err = conntrack.New(flows); err != nil {
+		return err
+	}
+	if n.Peers, err = tunnel.New(tunnel.Config{Config: pinned, Port: n.cfg.Port, MTU: mtu, IPv6: n.cfg.IPv6Underlay}); err != nil {
+		return err
+	}
+	n.Datapath, err = programs.Load(programs.Config{Namespace: n.Namespace, Gateways: n.Gateways, Pins: n.Pins},
+		n.Table, n.Metrics, n.Flows, n.Peers)
+	if err != nil {
+		return err
+	}
+	if err := n.Datapath.AttachHost(n.Host); err != nil {
+		return err
+	}
+	if err := n.Datapath.AttachOverlay(n.VXLAN); err != nil {
+		return err
+	}
+
+	// The node's own packets to its endpoints go down the host pair.
+	return n.route(n.PodCIDRs)
+}
+
+func (n *Node) route(prefixes []netip.Prefix) error {
+	var routes []devices.Route
+	for _, p := range prefixes {
+		family := 6
+		if p.Addr().Is4() {
+			family = 4
+		}
+		routes = append(routes, devices.Route{Prefix: p, Via: n.Gateway(family), MTU: n.VXLAN.MTU})
+	}
+	return devices.EnsureRoutes(n.Namespace, devices.DefaultHostName, routes)
+}
+
+// knowPeers tells the node where the prefixes of the others are.
+func (n *Node) knowPeers(all []*Node) error {
+	var peers []tunnel.Peer
+	var prefixes []netip.Prefix
+	for _, other := range all {
+		if other == n {
+			continue
+		}
+		for _, p := range other.PodCIDRs {
+			peers = append(peers, tunnel.Peer{Prefix: p, Node: other.Underlay()})
+			prefixes = append(prefixes, p)
+		}
+	}
+	if _, err := n.Peers.Sync(peers); err != nil {
+		return err
+	}
+	return n.route(prefixes)
+}
+
+// Underlay is the node's address in the underlay, of the family that carries
+// the overlay.
+func (n *Node) Underlay() netip.Addr {
+	if n.cfg.IPv6Underlay {
+		return n.Addrs[1].Addr()
+	}
+	return n.Addrs[0].Addr()
+}
+
+// addEndpoint joins a namespace to the node.
+func (n *Node) addEndpoint(e *Endpoint) (err error) {
+	e.Link, err = devices.EnsureEndpoint(n.Namespace, devices.Endpoint{
+		Name: e.Name, Namespace: e.Namespace, Addrs: e.Addrs, Gateways: n.Gateways,
+		MTU: n.cfg.UnderlayMTU, RouteMTU: n.VXLAN.MTU,
+		Hold: true, // nothing passes before the programs are there
+	})
+	if err != nil {
+		return err
+	}
+	err = n.Table.Set(maps.Endpoint{
+		ID: e.ID, Identity: e.Identity, Ifindex: e.Link.Index, Addrs: e.Addrs, MAC: e.Link.PeerMAC, NodeMAC: e.Link.MAC,
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.Datapath.AttachEndpoint(e.Link); err != nil {
+		return err
+	}
+	if err := devices.SetLinkUp(n.Namespace, e.Link.Link); err != nil {
+		return err
+	}
+	n.Endpoints = append(n.Endpoints, e)
+	return nil
+}
+
+// expire lets idle flows go until ctx ends.
+func (n *Node) expire(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = n.Flows.Run(ctx) })
+	n.wait = wg.Wait
+}
+
+func (n *Node) close() error {
+	if n.wait != nil {
+		n.wait()
+	}
+	var errs []error
+	if n.Datapath != nil {
+		errs = append(errs, n.Datapath.Remove())
+	}
+	if n.Peers != nil {
+		errs = append(errs, n.Peers.Remove())
+	}
+	if n.Flows != nil {
+		errs = append(errs, n.Flows.Remove())
+	}
+	if n.Metrics != nil {
+		errs = append(errs, n.Metrics.Remove())
+	}
+	if n.Table != nil {
+		errs = append(errs, n.Table.Remove())
+	}
+	if err := os.Remove(n.Pins); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("%s: a pin is left: %w", n.Name, err))
+	}
+	return errors.Join(errs...)
+}

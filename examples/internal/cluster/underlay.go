@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/godatapath/datapath/devices"
+)
+
+const uplink = "eth0"
+
+// makeUnderlay makes the segment that the nodes are on: a bridge in a namespace
+// of its own.
+func (c *Cluster) makeUnderlay() (err error) {
+	if c.underlay, err = c.namespace("underlay"); err != nil {
+		return err
+	}
+	return withNetlink(c.underlay, func(nl *netlink.Handle) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = "segment", c.cfg.UnderlayMTU
+		bridge := &netlink.Bridge{LinkAttrs: attrs}
+		if err := nl.LinkAdd(bridge); err != nil {
+			return fmt.Errorf("make the underlay's bridge: %w", err)
+		}
+		return nl.LinkSetUp(bridge)
+	})
+}
+
+// joinUnderlay gives a node its uplink.
+func (c *Cluster) joinUnderlay(ns devices.Namespace, index int, addrs []netip.Prefix) error {
+	node, err := os.Open(ns.Path())
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	err = withNetlink(c.underlay, func(nl *netlink.Handle) error {
+		bridge, err := nl.LinkByName("segment")
+		if err != nil {
+			return err
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU, attrs.MasterIndex = fmt.Sprintf("node%d", index), c.cfg.UnderlayMTU, bridge.Attrs().Index
+		attrs.HardwareAddr = net.HardwareAddr{0x02, 0, 0, 0, 1, byte(index)}
+		veth := netlink.NewVeth(attrs)
+		veth.PeerName, veth.PeerMTU, veth.PeerNamespace = uplink, uint32(c.cfg.UnderlayMTU), netlink.NsFd(node.Fd())
+		veth.PeerHardwareAddr = net.HardwareAddr{0x02, 0, 0, 0, 0, byte(index)}
+		if err := nl.LinkAdd(veth); err != nil {
+			return err
+		}
+		return nl.LinkSetUp(veth)
+	})
+	if err != nil {
+		return fmt.Errorf("join the underlay: %w", err)
+	}
+	return withNetlink(ns, func(nl *netlink.Handle) error {
+		dev, err := nl.LinkByName(uplink)
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			ipnet := &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}
+			// Duplicate detection would keep the address back for a second.
+			if err := nl.AddrAdd(dev, &netlink.Addr{IPNet: ipnet, Flags: unix.IFA_F_NODAD}); err != nil {
+				return fmt.Errorf("set address %s: %w", a, err)
+			}
+		}
+		return nl.LinkSetUp(dev)
+	})
+}
+
+func withNetlink(ns devices.Namespace, fn func(*netlink.Handle) error) error {
+	return ns.Do(func() error {
+		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("open netlink: %w", err)
+		}
+		defer nl.Close()
+		return fn(nl)
+	})
+}

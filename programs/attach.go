@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package programs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// linksFolder holds the pinned attachments, below Config.Pins.
+const linksFolder = "links"
+
+// Direction is the side of a device, as the device sees it: Ingress is what it
+// receives, which for the host side of an endpoint is what the endpoint sends.
+type Direction uint8
+
+const (
+	Ingress Direction = iota + 1 // what the device receives
+	Egress                       // what is sent through the device
+)
+
+// String names the direction.
+func (d Direction) String() string {
+	switch d {
+	case Ingress:
+		return "ingress"
+	case Egress:
+		return "egress"
+	default:
+		return fmt.Sprintf("Direction(%d)", uint8(d))
+	}
+}
+
+func (d Direction) attachType() (ebpf.AttachType, error) {
+	switch d {
+	case Ingress:
+		return ebpf.AttachTCXIngress, nil
+	case Egress:
+		return ebpf.AttachTCXEgress, nil
+	default:
+		return 0, fmt.Errorf("direction %s: want Ingress or Egress", d)
+	}
+}
+
+// Attach says what to attach where.
+type Attach struct {
+	// Program is any tc program (type SchedCLS), ours or the caller's. It is
+	// borrowed: the attachment holds it on its own.
+	Program *ebpf.Program
+	// Namespace is where the device is; nil: where the call is made.
+	Namespace Namespace
+	// Ifindex is the device, as Namespace counts.
+	Ifindex int
+	// Direction is the side of the device.
+	Direction Direction
+	// Order is the place among the programs of the hook: link.Head(),
+	// link.Tail(), link.BeforeProgram(p), link.AfterProgram(p) and so on; nil:
+	// behind all others. An attachment that exists keeps its place.
+	Order link.Anchor
+	// Pin is a path on a bpf filesystem that makes the attachment outlive the
+	// process; empty: it ends with Close.
+	Pin string
+}
+
+// Attachment is a program on a hook.
+type Attachment struct {
+	link link.Link
+	pin  string
+}
+
+// AttachProgram attaches a program with tcx (kernel 6.6). If something of ours
+// is pinned at Pin already, its program is replaced in place: no packet sees
+// the hook without one. A pinned attachment whose device is gone is thrown away
+// and made anew. A device that does not exist answers unix.ENODEV, a kernel
+// without tcx [ebpf.ErrNotSupported].
+func AttachProgram(a Attach) (*Attachment, error) {
+	what := fmt.Sprintf("attach to interface %d %s", a.Ifindex, a.Direction)
+	kind, err := a.Direction.attachType()
+	switch {
+	case err != nil:
+	case a.Program == nil:
+		err = errors.New("Program is nil")
+	case a.Ifindex <= 0:
+		err = errors.New("Ifindex is not that of a device")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if a.Pin != "" {
+		l, err := replacePinned(a, kind)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		if l != nil {
+			return &Attachment{link: l, pin: a.Pin}, nil
+		}
+	}
+	var l link.Link
+	attach := func() (err error) {
+		l, err = link.AttachTCX(link.TCXOptions{Interface: a.Ifindex, Program: a.Program, Attach: kind, Anchor: a.Order})
+		return err
+	}
+	if a.Namespace == nil {
+		err = attach()
+	} else {
+		err = a.Namespace.Do(attach)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, explainAttach(err))
+	}
+	if a.Pin != "" {
+		if err := l.Pin(a.Pin); err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: pin at %s: %w", what, a.Pin, err), l.Close())
+		}
+	}
+	return &Attachment{link: l, pin: a.Pin}, nil
+}
+
+// explainAttach says what to do about the errors that a caller meets first.
+func explainAttach(err error) error {
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return fmt.Errorf("%w (is the device in this namespace?)", err)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w (root, or CAP_BPF and CAP_NET_ADMIN, are needed)", err)
+	default:
+		return err
+	}
+}
+
+// replacePinned puts the program into the pinned attachment. It returns nil
+// without an error if there is none that can be used any more.
+func replacePinned(a Attach, kind ebpf.AttachType) (link.Link, error) {
+	l, err := link.LoadPinnedLink(a.Pin, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the attachment at %s: %w", a.Pin, err)
+	}
+	info, err := l.Info()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("ask the attachment at %s: %w", a.Pin, err), l.Close())
+	}
+	// The index in the kernel's answer is 0 once the device is gone.
+	if tcx := info.TCX(); tcx != nil && int(tcx.Ifindex) == a.Ifindex && ebpf.AttachType(tcx.AttachType) == kind {
+		err := l.Update(a.Program)
+		if err == nil {
+			return l, nil
+		}
+		if !errors.Is(err, unix.ENOLINK) {
+			return nil, errors.Join(fmt.Errorf("replace the program at %s: %w", a.Pin, err), l.Close())
+		}
+	}
+	return nil, errors.Join(os.Remove(a.Pin), l.Close())
+}
+
+// Replace puts another program in the place of the attached one, in one step.
+func (t *Attachment) Replace(p *ebpf.Program) error {
+	if err := t.link.Update(p); err != nil {
+		return fmt.Errorf("replace the attached program: %w", err)
+	}
+	return nil
+}
+
+// ProgramID returns the id of the program that is attached now.
+func (t *Attachment) ProgramID() (ebpf.ProgramID, error) {
+	info, err := t.link.Info()
+	if err != nil {
+		return 0, fmt.Errorf("ask the attachment: %w", err)
+	}
+	return info.Program, nil
+}
+
+// Close drops our handle. A pinned attachment stays, any other ends.
+func (t *Attachment) Close() error { return t.link.Close() }
+
+// Remove takes the program off the device, with its pin. Nil if the device is
+// gone, which has done it already.
+func (t *Attachment) Remove() error {
+	var errs []error
+	if t.pin != "" {
+		if err := os.Remove(t.pin); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("detach: %w", err))
+		}
+	}
+	if err := t.link.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) && !errors.Is(err, ebpf.ErrNotSupported) {
+		errs = append(errs, fmt.Errorf("detach: %w", err))
+	}
+	return errors.Join(append(errs, t.link.Close())...)
+}
+
+// removePinnedLinks ends all attachments that are pinned below pins.
+func removePinnedLinks(pins string) error {
+	dir := filepath.Join(pins, linksFolder)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list the pinned links: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, removePinnedLink(filepath.Join(dir, e.Name())))
+	}
+	return errors.Join(append(errs, os.Remove(dir))...)
+}
+
+func removePinnedLink(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open the attachment at %s: %w", path, err)
+	}
+	return (&Attachment{link: l, pin: path}).Remove()
+}

@@ -1,0 +1,141 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A pass over the flow table inside the kernel: a million entries without a
+ * system call for each, and without a moment between looking and deleting.
+ *
+ * A flow that nobody used for its time loses its verdict first (condemn): from
+ * then on its packets take the slow path, which notices and revives it. After
+ * all programs that had the old verdict in hand are through (the caller waits
+ * a grace period), a second pass deletes what was not revived (reap).
+ */
+#include "lib/bpf.h"
+#include "lib/flow.h"
+#include "lib/net.h"
+#include "lib/tables.h"
+#include "lib/types.h"
+
+static __always_inline __u32 timeout_of(const struct pass *pass, __u8 protocol, const struct flow *f,
+					const struct flow *reply)
+{
+	int confirmed = f->stage == FLOW_CONFIRMED;
+
+	switch (protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_SCTP:
+		if (flow_is_closing(f, reply))
+			return pass->tcp_closing;
+		return confirmed ? pass->tcp_established : pass->tcp_new;
+	case IPPROTO_UDP:
+		return confirmed ? pass->udp_confirmed : pass->udp_new;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return pass->icmp;
+	default:
+		return confirmed ? pass->other_confirmed : pass->other_new;
+	}
+}
+
+static __always_inline int is_due(const struct pass *pass, __u8 protocol, const struct flow *f, const struct flow *reply)
+{
+	__u32 timeout = timeout_of(pass, protocol, f, reply);
+	__s32 idle = (__s32)(pass->now - f->last_seen);
+
+	if (reply && (__s32)(pass->now - reply->last_seen) < idle)
+		idle = (__s32)(pass->now - reply->last_seen);
+	return idle >= 0 && (__u32)idle >= timeout;
+}
+
+static __always_inline void condemn(struct pass *pass, const struct tuple *t, struct flow *f)
+{
+	struct flow *reply = flow_lookup(&f->peer);
+
+	if (!is_due(pass, t->protocol, f, reply))
+		return;
+	f->epoch = 0;
+	if (reply)
+		reply->epoch = 0;
+	pass->condemned++;
+}
+
+/* Its flow was taken away by hand, or for want of budget. */
+static __always_inline void condemn_orphan(struct pass *pass, const struct tuple *t, struct flow *f)
+{
+	if (!is_due(pass, t->protocol, f, NULL))
+		return;
+	f->epoch = 0;
+	pass->condemned++;
+}
+
+static __always_inline void reap(struct pass *pass, struct tuple *t, struct flow *f)
+{
+	struct flow *reply = flow_lookup(&f->peer);
+	__u32 stage = f->stage;
+
+	if (f->epoch || (reply && reply->epoch) || !is_due(pass, t->protocol, f, reply))
+		return;
+	if (__sync_val_compare_and_swap(&f->stage, stage, FLOW_DEAD) != stage)
+		return;
+	/* The exchange orders the second look behind the mark: see flow_revive(). */
+	if (!is_due(pass, t->protocol, f, reply)) {
+		f->stage = stage;
+		return;
+	}
+	bpf_map_delete_elem(&flows, t);
+	pass->deleted++;
+}
+
+/* A reply's entry goes when its flow is gone, on its own visit: never the neighbour under the iterator. */
+static __always_inline void reap_reply(struct pass *pass, struct tuple *t, struct flow *f)
+{
+	struct flow *original = flow_lookup(&f->peer);
+
+	if (original && original->stage != FLOW_DEAD)
+		return;
+	if (f->epoch || !is_due(pass, t->protocol, f, NULL))
+		return;
+	bpf_map_delete_elem(&flows, t);
+	pass->deleted++;
+}
+
+static long visit(__unused void *map, struct tuple *key, struct flow *f, struct pass *pass)
+{
+	struct tuple t = *key;
+
+	if (pass->mode == PASS_CONDEMN) {
+		if (!(f->flags & FLOW_REPLY))
+			condemn(pass, &t, f);
+		else if (!flow_lookup(&f->peer))
+			condemn_orphan(pass, &t, f);
+	} else if (pass->mode == PASS_REAP) {
+		if (f->flags & FLOW_REPLY)
+			reap_reply(pass, &t, f);
+		else
+			reap(pass, &t, f);
+	} else {
+		pass->entries++;
+		if (f->flags & FLOW_REPLY)
+			return 0;
+		if (f->stage == FLOW_CONFIRMED)
+			pass->confirmed++;
+		else
+			pass->unconfirmed++;
+	}
+	return 0;
+}
+
+SEC("syscall")
+int flow_pass(struct pass *ctx)
+{
+	struct pass pass = *ctx;
+
+	pass.jiffies = bpf_jiffies64();
+	pass.ktime = bpf_ktime_get_ns();
+	pass.now = (__u32)pass.jiffies;
+	if (pass.mode)
+		bpf_for_each_map_elem(&flows, visit, &pass, 0);
+	*ctx = pass;
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

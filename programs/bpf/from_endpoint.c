@@ -1,0 +1,91 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * from_endpoint: tcx ingress of an endpoint's host-side device. All that a
+ * workload sends comes here first; one program serves all endpoints.
+ */
+#include "lib/bpf.h"
+#include "lib/config.h"
+#include "lib/drop.h"
+#include "lib/flow.h"
+#include "lib/neighbour.h"
+#include "lib/parse.h"
+#include "lib/path.h"
+#include "lib/route.h"
+#include "lib/send.h"
+
+#define HOOK PROGRAM_FROM_ENDPOINT
+
+/* Back into the endpoint that the packet came from. */
+static __always_inline int answer(struct __sk_buff *skb, __u32 counted_as)
+{
+	count(skb, HOOK, counted_as);
+	return send_to_peer(skb, skb->ifindex);
+}
+
+/* ARP and NDP end here: an endpoint has one neighbour, the gateway. */
+static __noinline int neighbour(struct __sk_buff *skb, struct packet *p, int is_arp)
+{
+	__u32 ifindex = skb->ifindex;
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoint_by_ifindex, &ifindex);
+	int err;
+
+	if (!ep)
+		return drop(skb, HOOK, DROP_UNKNOWN_ENDPOINT);
+	err = is_arp ? neighbour_answer_arp(skb, ep) : neighbour_answer_ndp(skb, p, ep);
+	return err ? drop(skb, HOOK, (__u32)err) : answer(skb, ACTION_ANSWERED);
+}
+
+static __noinline int slow(struct __sk_buff *skb, struct packet *p)
+{
+	struct verdict v = {};
+	struct flow *f = NULL;
+	int judged = 0, err;
+
+	err = path_prepare(p, &f);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	/* The source of an ICMP error is not in the tuple: it is judged each time. */
+	if (f && path_is_judged(skb, f) && p->kind != PACKET_ICMP_ERROR) {
+		v = f->verdict;
+		judged = 1;
+	} else {
+		err = route_from_endpoint(skb, p, &v);
+		if (err)
+			return drop(skb, HOOK, (__u32)err);
+	}
+	err = send_check(skb, p, &v);
+	if (err) {
+		drop(skb, HOOK, (__u32)err);
+		return icmp_answer(skb, p, err, v.mtu) ? TCX_DROP : send_to_peer(skb, v.iif);
+	}
+	err = path_remember(skb, p, f, judged, &v);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	return send(skb, p, &v, HOOK);
+}
+
+SEC("tc")
+int from_endpoint(struct __sk_buff *skb)
+{
+	struct packet p;
+	int err = packet_parse(skb, &p);
+
+	if (likely(!err && p.kind == PACKET_PLAIN) && with_flows) {
+		struct flow *f = flow_lookup(&p.tuple);
+
+		if (f && flow_is_settled(f, skb, &p) && likely(!send_check(skb, &p, &f->verdict))) {
+			flow_touch(f, skb);
+			return send(skb, &p, &f->verdict, HOOK);
+		}
+	}
+	if (err == DROP_UNKNOWN_L3 && skb->protocol == htons(ETH_P_ARP))
+		return neighbour(skb, &p, 1);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	if (p.kind == PACKET_NEIGHBOUR)
+		return neighbour(skb, &p, 0);
+	return slow(skb, &p);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,71 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * from_host: tcx ingress of the far end of the host pair. What the node's
+ * stack routes to endpoints and peers leaves it through the near end and comes
+ * out here, where a packet can be put straight into a namespace.
+ */
+#include "lib/bpf.h"
+#include "lib/config.h"
+#include "lib/drop.h"
+#include "lib/flow.h"
+#include "lib/parse.h"
+#include "lib/path.h"
+#include "lib/route.h"
+#include "lib/send.h"
+
+#define HOOK PROGRAM_FROM_HOST
+
+static __noinline int slow(struct __sk_buff *skb, struct packet *p)
+{
+	struct verdict v = {};
+	struct flow *f = NULL;
+	int judged = 0, err;
+
+	err = path_prepare(p, &f);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	if (f && path_is_judged(skb, f)) {
+		v = f->verdict;
+		judged = 1;
+	} else {
+		err = route_from_host(skb, p, &v);
+		if (err)
+			return drop(skb, HOOK, (__u32)err);
+	}
+	err = send_check(skb, p, &v);
+	if (err) {
+		drop(skb, HOOK, (__u32)err);
+		if (icmp_answer(skb, p, err, v.mtu))
+			return TCX_DROP;
+		/* The error's addresses are the node's own and known to be right: back up the pair. */
+		return (int)bpf_redirect(node.host_ifindex, BPF_F_INGRESS);
+	}
+	err = path_remember(skb, p, f, judged, &v);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	return send(skb, p, &v, HOOK);
+}
+
+SEC("tc")
+int from_host(struct __sk_buff *skb)
+{
+	struct packet p;
+	int err = packet_parse(skb, &p);
+
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	if (likely(p.kind == PACKET_PLAIN) && with_flows) {
+		struct flow *f = flow_lookup(&p.tuple);
+
+		if (f && flow_is_settled(f, skb, &p) && likely(!send_check(skb, &p, &f->verdict))) {
+			flow_touch(f, skb);
+			return send(skb, &p, &f->verdict, HOOK);
+		}
+	}
+	if (p.kind == PACKET_NEIGHBOUR)
+		return drop(skb, HOOK, DROP_NOT_FOR_GATEWAY);
+	return slow(skb, &p);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,110 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * from_overlay: tcx ingress of the overlay device. Packets of other nodes come
+ * here without their outer header, which is told beside them.
+ */
+#include "lib/bpf.h"
+#include "lib/config.h"
+#include "lib/drop.h"
+#include "lib/flow.h"
+#include "lib/parse.h"
+#include "lib/path.h"
+#include "lib/route.h"
+#include "lib/send.h"
+
+#define HOOK PROGRAM_FROM_OVERLAY
+
+static __always_inline int sender_read(struct __sk_buff *skb, struct sender *from)
+{
+	struct bpf_tunnel_key key = {};
+
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), overlay_ipv6 ? BPF_F_TUNINFO_IPV6 : 0))
+		return DROP_NO_TUNNEL_KEY;
+	from->vni = key.tunnel_id;
+	if (overlay_ipv6)
+		address_from_ipv6(&from->node, key.remote_ipv6);
+	else
+		address_from_ipv4(&from->node, htonl(key.remote_ipv4));
+	return DROP_NONE;
+}
+
+/* The verdict holds for one sender: a node can not continue the flow of another. */
+static __always_inline int sender_is_known(const struct flow *f, const struct sender *from)
+{
+	return f->verdict.vni == from->vni && address_is_equal(&f->verdict.remote, &from->node);
+}
+
+static __always_inline int reject(struct __sk_buff *skb, int reason)
+{
+	if (overlay_pass_foreign && (reason == DROP_FOREIGN_OVERLAY || reason == DROP_BAD_VNI)) {
+		count(skb, HOOK, ACTION_PASS);
+		return TCX_NEXT;
+	}
+	return drop(skb, HOOK, (__u32)reason);
+}
+
+/* An error about the packet goes back to the node that sent it, from this node. */
+static __always_inline int answer(struct __sk_buff *skb, const struct verdict *v)
+{
+	if (send_set_tunnel(skb, IDENTITY_HOST, &v->remote))
+		return TCX_DROP;
+	return (int)bpf_redirect(skb->ifindex, 0);
+}
+
+static __noinline int slow(struct __sk_buff *skb, struct packet *p, struct sender *from)
+{
+	struct verdict v = {};
+	struct flow *f = NULL;
+	int judged = 0, err;
+
+	err = path_prepare(p, &f);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	/* The source of an ICMP error is not in the tuple: it is judged each time. */
+	if (f && path_is_judged(skb, f) && p->kind != PACKET_ICMP_ERROR && sender_is_known(f, from)) {
+		v = f->verdict;
+		judged = 1;
+	} else {
+		err = route_from_overlay(skb, p, from, &v);
+		if (err)
+			return reject(skb, err);
+	}
+	err = send_check(skb, p, &v);
+	if (err) {
+		drop(skb, HOOK, (__u32)err);
+		return icmp_answer(skb, p, err, v.mtu) ? TCX_DROP : answer(skb, &v);
+	}
+	err = path_remember(skb, p, f, judged, &v);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	return send(skb, p, &v, HOOK);
+}
+
+SEC("tc")
+int from_overlay(struct __sk_buff *skb)
+{
+	struct sender from;
+	struct packet p;
+	int err = packet_parse(skb, &p);
+
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	err = sender_read(skb, &from);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	if (likely(p.kind == PACKET_PLAIN) && with_flows) {
+		struct flow *f = flow_lookup(&p.tuple);
+
+		if (f && flow_is_settled(f, skb, &p) && sender_is_known(f, &from) &&
+		    likely(!send_check(skb, &p, &f->verdict))) {
+			flow_touch(f, skb);
+			return send(skb, &p, &f->verdict, HOOK);
+		}
+	}
+	if (p.kind == PACKET_NEIGHBOUR)
+		return drop(skb, HOOK, DROP_NOT_FOR_GATEWAY);
+	return slow(skb, &p, &from);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

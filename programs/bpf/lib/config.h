@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Settings that are fixed when a program is loaded. The verifier knows them,
+ * so the code of what is off is not there. Each has its text in BTF.
+ */
+#pragma once
+
+#include "bpf.h"
+#include "types.h"
+
+#define CONFIG(type, name, text) \
+	volatile const type name SEC(".rodata.config") __attribute__((btf_decl_tag("doc:" text)))
+
+CONFIG(__u8, with_endpoints, "deliver to the endpoints of the endpoint table");
+CONFIG(__u8, with_flows, "remember flows and their verdicts");
+CONFIG(__u8, with_overlay, "send to the nodes of the peers table");
+CONFIG(__u8, overlay_ipv6, "the overlay runs over IPv6");
+CONFIG(__u8, overlay_checksum, "send overlay packets with a UDP checksum");
+CONFIG(__u8, overlay_pass_foreign, "leave foreign overlay packets to the stack, do not drop them");
+CONFIG(__u16, overlay_mtu, "longest IP packet that fits the overlay, in bytes");
+CONFIG(__u16, overlay_port, "UDP port of the overlay, host byte order");
+CONFIG(struct address, gateway_ipv4, "the node's address in the overlay, IPv4, mapped");
+CONFIG(struct address, gateway_ipv6, "the node's address in the overlay, IPv6");
+CONFIG(__u32, unconfirmed_mask, "slots of the ring of unconfirmed flows, less one");
+CONFIG(__u32, fragment_timeout, "how long the parts of a datagram are waited for, in jiffies");
+
+/* A setting is read as volatile, else the compiler takes its empty text for the value. */
+static __always_inline struct address config_address(const volatile struct address *a)
+{
+	const volatile __u32 *w = (const volatile __u32 *)a->bytes;
+	struct address out;
+	__u32 *to = (__u32 *)out.bytes;
+
+	to[0] = w[0];
+	to[1] = w[1];
+	to[2] = w[2];
+	to[3] = w[3];
+	return out;
+}

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The flow table: one hash, two entries a flow, each with the verdict for its
+ * direction. This file knows how entries are born, confirmed and given up;
+ * expire.c knows how they end.
+ */
+#pragma once
+
+#include "bpf.h"
+#include "config.h"
+#include "parse.h"
+#include "tables.h"
+#include "types.h"
+
+static __always_inline struct flow *flow_lookup(const struct tuple *t)
+{
+	return bpf_map_lookup_elem(&flows, t);
+}
+
+static __always_inline void flow_count(__u32 event)
+{
+	__u64 *n = bpf_map_lookup_elem(&flow_events, &event);
+
+	if (n)
+		*n += 1;
+}
+
+/*
+ * The whole question of the fast path: may the cached verdict be used as it
+ * is? Packets that change the state of a connection are looked at closely.
+ */
+static __always_inline int flow_is_settled(const struct flow *f, const struct __sk_buff *skb, const struct packet *p)
+{
+	return f->epoch == node.epoch && f->verdict.iif == skb->ifindex &&
+	       !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
+}
+
+static __always_inline void flow_touch(struct flow *f, const struct __sk_buff *skb)
+{
+	f->last_seen = (__u32)bpf_jiffies64();
+	f->packets++;
+	f->bytes += skb->len;
+}
+
+/* Closed in both directions, or broken off. */
+static __always_inline int flow_is_closing(const struct flow *f, const struct flow *peer)
+{
+	__u8 any = f->seen, both = f->seen;
+
+	if (peer) {
+		any |= peer->seen;
+		both &= peer->seen;
+	}
+	return (any & SEEN_RST) || (both & SEEN_FIN);
+}
+
+/*
+ * An entry that may be used, or NULL. The store comes before the look at the
+ * stage, both ordered by the exchange: expiry does the reverse, so one of the
+ * two always notices the other.
+ */
+static __always_inline struct flow *flow_revive(struct flow *f)
+{
+	struct flow *original = f;
+
+	if (!f)
+		return NULL;
+	__sync_lock_test_and_set(&f->last_seen, (__u32)bpf_jiffies64());
+	if (f->flags & FLOW_REPLY) {
+		original = flow_lookup(&f->peer);
+		if (!original)
+			return NULL;
+	}
+	return original->stage == FLOW_DEAD ? NULL : f;
+}
+
+/* Both entries. The peer's key lies in the first one, so that goes last. */
+static __always_inline void flow_delete(const struct tuple *t, const struct flow *f)
+{
+	bpf_map_delete_elem(&flows, &f->peer);
+	bpf_map_delete_elem(&flows, t);
+}
+
+static __always_inline __u8 seen_of(__u8 tcp_flags)
+{
+	__u8 seen = SEEN_PACKET;
+
+	if (tcp_flags & TCP_FIN)
+		seen |= SEEN_FIN;
+	if (tcp_flags & TCP_RST)
+		seen |= SEEN_RST;
+	return seen;
+}
+
+/*
+ * A new flow takes the place of the oldest one that is still unconfirmed, if
+ * the ring is full, so a flood of openings costs the table no more than the
+ * ring's size and can not touch what is confirmed. old: room for its tuple.
+ */
+static __noinline __u32 flow_take_slot(struct tuple *t, struct tuple *old)
+{
+	__u32 slot = __sync_fetch_and_add(&flow_ring_head, 1) & unconfirmed_mask;
+	struct tuple *place = bpf_map_lookup_elem(&flow_ring, &slot);
+	struct flow *f;
+
+	if (!place)
+		return slot;
+	*old = *place;
+	*place = *t;
+	if (!old->protocol)
+		return slot;
+	f = flow_lookup(old);
+	if (f && f->slot == slot && __sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_DEAD) == FLOW_NEW) {
+		flow_delete(old, f);
+		flow_count(FLOW_EVICTED);
+	}
+	return slot;
+}
+
+static __always_inline void flow_count_failure(long err)
+{
+	flow_count(err == -E2BIG ? FLOW_FULL : err == -ENOMEM ? FLOW_NO_MEMORY : err == -EBUSY ? FLOW_BUSY : FLOW_FAILED);
+}
+
+/*
+ * Remembers a flow with the verdict for the packet's direction. The reply's
+ * entry is empty: its first packet is judged where it arrives. A table that is
+ * full is not the packet's fault: it goes on, and the next one is judged anew.
+ */
+static __noinline void flow_create(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+{
+	struct flow f = {};
+	struct tuple reply;
+	long err;
+
+	tuple_reverse(&p->tuple, &reply);
+	f.last_seen = (__u32)bpf_jiffies64();
+	f.created = f.last_seen;
+	f.peer = p->tuple;
+	f.flags = FLOW_REPLY;
+	err = bpf_map_update_elem(&flows, &reply, &f, BPF_NOEXIST);
+	if (err && err != -EEXIST) {
+		flow_count_failure(err);
+		return;
+	}
+
+	f.peer = reply;
+	f.flags = 0;
+	f.stage = FLOW_NEW;
+	f.seen = seen_of(p->tcp_flags);
+	f.packets = 1;
+	f.bytes = skb->len;
+	f.verdict = *v;
+	f.judged = node.epoch;
+	f.epoch = f.judged;
+	f.slot = flow_take_slot(&p->tuple, &reply);
+	err = bpf_map_update_elem(&flows, &p->tuple, &f, BPF_NOEXIST);
+	if (!err) {
+		flow_count(FLOW_CREATED);
+	} else if (err != -EEXIST) { /* EEXIST: another CPU was first */
+		flow_count_failure(err);
+		bpf_map_delete_elem(&flows, &f.peer);
+	}
+}
+
+/*
+ * Writes a new verdict. Where it differs, the entry is replaced as a whole: a
+ * packet on another CPU sees the old verdict or the new one, never a mixture.
+ */
+static __noinline void flow_judge_again(struct tuple *t, struct verdict *v)
+{
+	struct flow *f = flow_lookup(t);
+	struct flow copy;
+
+	if (!f)
+		return;
+	if (!__builtin_memcmp(&f->verdict, v, sizeof(*v))) {
+		f->judged = node.epoch;
+		return;
+	}
+	copy = *f;
+	copy.verdict = *v;
+	copy.judged = node.epoch;
+	bpf_map_update_elem(&flows, t, &copy, BPF_EXIST);
+}
+
+/*
+ * What a packet says of its connection. A flow is confirmed when its
+ * originator has sent a packet after having got a reply: a forged opening gets
+ * a reply perhaps, but its sender can not go on from it.
+ */
+static __noinline void flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
+{
+	struct flow *other;
+
+	f->packets++;
+	f->bytes += skb->len;
+	if (f->flags & FLOW_REPLY) {
+		if (!(f->seen & SEEN_PACKET)) {
+			/* The originator's next packet must come this way to confirm. */
+			other = flow_lookup(&f->peer);
+			if (other && other->stage == FLOW_NEW)
+				other->epoch = 0;
+		}
+	} else if (f->stage == FLOW_NEW && !(p->tcp_flags & TCP_SYN)) {
+		other = flow_lookup(&f->peer);
+		if (other && (other->seen & SEEN_PACKET) &&
+		    __sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_CONFIRMED) == FLOW_NEW)
+			flow_count(FLOW_CONFIRMATIONS);
+	}
+	f->seen |= seen_of(p->tcp_flags);
+	f->epoch = f->judged;
+}

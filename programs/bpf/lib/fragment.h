@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Only the first fragment of a datagram tells the ports. They are remembered,
+ * and so are the bytes that have come, because one who sends a byte twice
+ * (RFC 5722) wants us and the receiver to see two different packets.
+ */
+#pragma once
+
+#include "bpf.h"
+#include "flow.h"
+#include "parse.h"
+#include "tables.h"
+#include "types.h"
+
+static __always_inline void fragment_key_of(const struct packet *p, struct fragment_key *key)
+{
+	key->saddr = p->tuple.saddr;
+	key->daddr = p->tuple.daddr;
+	key->id = p->frag_id;
+	key->protocol = p->tuple.protocol;
+	__builtin_memset(key->reserved, 0, sizeof(key->reserved));
+}
+
+/* Adds [start, end) to what has come. Returns 1 if a part of it had. */
+static __always_inline int fragment_add(struct fragments *f, __u16 start, __u16 end)
+{
+	int spare = -1;
+
+	for (int i = 0; i < FRAGMENT_SPANS; i++)
+		if (f->got[i].end && start < f->got[i].end && end > f->got[i].start)
+			return 1;
+	for (int i = 0; i < FRAGMENT_SPANS; i++) {
+		if (!f->got[i].end) {
+			spare = i;
+		} else if (f->got[i].end == start) {
+			f->got[i].end = end;
+			return 0;
+		} else if (f->got[i].start == end) {
+			f->got[i].start = start;
+			return 0;
+		}
+	}
+	/* In more disorder than can be noted: let it through, the receiver checks too. */
+	for (int i = 0; i < FRAGMENT_SPANS; i++) {
+		if (i == spare) {
+			f->got[i].start = start;
+			f->got[i].end = end;
+		}
+	}
+	return 0;
+}
+
+static __always_inline __u16 fragment_end(const struct packet *p)
+{
+	return (__u16)(p->frag_start + (p->frag_len + 7) / 8);
+}
+
+/* All bytes from the first to the last have come. Spans never overlap, so their lengths add up. */
+static __always_inline int fragment_is_complete(const struct fragments *f)
+{
+	__u32 total = 0;
+
+	for (int i = 0; i < FRAGMENT_SPANS; i++)
+		total += (__u32)(f->got[i].end - f->got[i].start);
+	return f->end && total == f->end;
+}
+
+/* Notes the ports of a first fragment. */
+static __noinline int fragment_first(struct packet *p)
+{
+	struct fragments f = {}, *known;
+	struct fragment_key key;
+
+	fragment_key_of(p, &key);
+	f.sport = p->tuple.sport;
+	f.dport = p->tuple.dport;
+	f.started = (__u32)bpf_jiffies64();
+	f.got[0].end = fragment_end(p);
+	known = bpf_map_lookup_elem(&fragments_seen, &key);
+	if (known && f.started - known->started < fragment_timeout)
+		return DROP_FRAGMENT_OVERLAP;
+	if (bpf_map_update_elem(&fragments_seen, &key, &f, BPF_ANY))
+		flow_count(FLOW_FRAGMENTS_FULL);
+	return DROP_NONE;
+}
+
+/*
+ * Gives a later fragment the ports of its first one. With the last missing
+ * piece the datagram is forgotten, so its identifier may come again at once.
+ */
+static __noinline int fragment_later(struct packet *p)
+{
+	struct fragment_key key;
+	struct fragments *f;
+
+	fragment_key_of(p, &key);
+	f = bpf_map_lookup_elem(&fragments_seen, &key);
+	if (!f || (__u32)bpf_jiffies64() - f->started >= fragment_timeout)
+		return DROP_FRAGMENT_UNKNOWN;
+	if (fragment_add(f, p->frag_start, fragment_end(p)))
+		return DROP_FRAGMENT_OVERLAP;
+	p->tuple.sport = f->sport;
+	p->tuple.dport = f->dport;
+	if (!p->frag_more)
+		f->end = fragment_end(p);
+	if (fragment_is_complete(f))
+		bpf_map_delete_elem(&fragments_seen, &key);
+	return DROP_NONE;
+}

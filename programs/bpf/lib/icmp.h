@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Turns a packet that can not go on into the ICMP error about it (RFC 792,
+ * RFC 1191, RFC 4443): the gateway of the endpoints says it, since that is an
+ * address which every sender can route to.
+ */
+#pragma once
+
+#include "bpf.h"
+#include "config.h"
+#include "net.h"
+#include "parse.h"
+#include "types.h"
+
+/* Headers and the first eight bytes behind them; more is cut. */
+#define ICMP_QUOTE_MAX 96
+
+struct icmp_error4 {
+	struct ethhdr eth;
+	struct iphdr ip;
+	struct icmphdr icmp;
+} __packed;
+
+struct icmp_error6 {
+	struct ethhdr eth;
+	struct ipv6hdr ip;
+	struct icmphdr icmp;
+} __packed;
+
+static __always_inline __be16 csum_fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (__be16)~sum;
+}
+
+/* Errors are not answered with errors, and pieces do not say enough. */
+static __always_inline int icmp_may_answer(const struct packet *p)
+{
+	return p->kind == PACKET_PLAIN || p->kind == PACKET_FIRST_FRAGMENT;
+}
+
+/*
+ * The frame grows by the new headers at its front. What the sender left for a
+ * device to do (checksum, segments) belongs to the old packet, so the old
+ * bytes are taken away in a manner that makes the kernel forget it: cutting
+ * the tail ends the segments, and pulling past the place where the transport
+ * checksum starts ends that.
+ */
+static __always_inline int icmp_resize(struct __sk_buff *skb, const struct packet *p, __u32 len)
+{
+	__u32 pull = (__u32)p->l4 + 2;
+
+	if (bpf_skb_change_tail(skb, len + pull, 0))
+		return DROP_REWRITE_FAILED;
+	if (bpf_skb_adjust_room(skb, -(__s32)pull, BPF_ADJ_ROOM_MAC, 0))
+		return DROP_REWRITE_FAILED;
+	return DROP_NONE;
+}
+
+static __noinline int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
+{
+	__u8 quote[ICMP_QUOTE_MAX] = {};
+	struct address gateway = config_address(&gateway_ipv4);
+	struct icmp_error4 h = {};
+	__u32 len = (__u32)p->l4 - ETH_HLEN + 8;
+	struct ethhdr eth;
+
+	if (address_is_zero(&gateway))
+		return DROP_REWRITE_FAILED;
+	if (len < 28 || len > 68)
+		return DROP_BAD_LENGTH;
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, quote, len))
+		return DROP_TRUNCATED;
+
+	__builtin_memcpy(h.eth.dst, eth.src, ETH_ALEN);
+	__builtin_memcpy(h.eth.src, eth.dst, ETH_ALEN);
+	h.eth.type = htons(ETH_P_IP);
+	h.ip.version_ihl = 0x45;
+	h.ip.tos = 0xc0; /* RFC 1812 section 4.3.2.5 */
+	h.ip.tot_len = htons(sizeof(h) - ETH_HLEN + len);
+	h.ip.ttl = 64;
+	h.ip.protocol = IPPROTO_ICMP;
+	h.ip.saddr = address_words(&gateway)[3];
+	h.ip.daddr = ((const __u32 *)p->tuple.saddr.bytes)[3];
+	h.ip.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, &h.ip, sizeof(h.ip), 0));
+	h.icmp.type = type;
+	h.icmp.code = code;
+	h.icmp.seq = htons(mtu);
+	h.icmp.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, quote, sizeof(quote),
+						      (__u32)bpf_csum_diff(NULL, 0, &h.icmp, sizeof(h.icmp), 0)));
+
+	if (icmp_resize(skb, p, sizeof(h) + len) || bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) ||
+	    bpf_skb_store_bytes(skb, sizeof(h), quote, len, 0))
+		return DROP_REWRITE_FAILED;
+	return DROP_NONE;
+}
+
+static __noinline int icmp_error6(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
+{
+	__u8 quote[ICMP_QUOTE_MAX] = {};
+	struct address gateway = config_address(&gateway_ipv6);
+	struct icmp_error6 h = {};
+	__u32 len = (__u32)p->l4 - ETH_HLEN + 8;
+	struct ethhdr eth;
+	struct {
+		__be32 len;
+		__be32 nexthdr;
+	} pseudo = {};
+	__u32 sum;
+
+	if (address_is_zero(&gateway))
+		return DROP_REWRITE_FAILED;
+	if (len < 48)
+		return DROP_BAD_LENGTH;
+	if (len > ICMP_QUOTE_MAX)
+		len = ICMP_QUOTE_MAX;
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, quote, len))
+		return DROP_TRUNCATED;
+
+	__builtin_memcpy(h.eth.dst, eth.src, ETH_ALEN);
+	__builtin_memcpy(h.eth.src, eth.dst, ETH_ALEN);
+	h.eth.type = htons(ETH_P_IPV6);
+	h.ip.version_class = 0x60;
+	h.ip.payload_len = htons(sizeof(h.icmp) + len);
+	h.ip.nexthdr = IPPROTO_ICMPV6;
+	h.ip.hop_limit = 64;
+	for (int i = 0; i < 4; i++) {
+		h.ip.saddr[i] = address_words(&gateway)[i];
+		h.ip.daddr[i] = ((const __u32 *)p->tuple.saddr.bytes)[i];
+	}
+	h.icmp.type = type;
+	h.icmp.code = code;
+	h.icmp.seq = htons(mtu); /* lower half of RFC 4443's 32 bits */
+	pseudo.len = htonl(sizeof(h.icmp) + len);
+	pseudo.nexthdr = htonl(IPPROTO_ICMPV6);
+	sum = (__u32)bpf_csum_diff(NULL, 0, &h.ip.saddr, 32, 0);
+	sum = (__u32)bpf_csum_diff(NULL, 0, &pseudo, sizeof(pseudo), sum);
+	sum = (__u32)bpf_csum_diff(NULL, 0, &h.icmp, sizeof(h.icmp), sum);
+	h.icmp.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, quote, sizeof(quote), sum));
+
+	if (icmp_resize(skb, p, sizeof(h) + len) || bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) ||
+	    bpf_skb_store_bytes(skb, sizeof(h), quote, len, 0))
+		return DROP_REWRITE_FAILED;
+	return DROP_NONE;
+}
+
+/*
+ * reason: DROP_TTL_EXCEEDED or DROP_TOO_BIG. Returns DROP_NONE if the packet
+ * is the answer now; anything else: there is none to send.
+ */
+static __always_inline int icmp_answer(struct __sk_buff *skb, struct packet *p, int reason, __u16 mtu)
+{
+	int expired = reason == DROP_TTL_EXCEEDED;
+
+	if (!icmp_may_answer(p))
+		return reason;
+	if (p->family == 4)
+		return icmp_error4(skb, p, expired ? ICMP_TIME_EXCEEDED : ICMP_UNREACHABLE,
+				   expired ? 0 : ICMP_FRAG_NEEDED, expired ? 0 : mtu);
+	return icmp_error6(skb, p, expired ? ICMPV6_TIME_EXCEEDED : ICMPV6_TOO_BIG, 0, expired ? 0 : mtu);
+}

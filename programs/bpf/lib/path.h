@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The way of a packet that the fast path does not take: the first of a flow,
+ * the first after a change, one that opens or closes a connection, a fragment,
+ * an ICMP error. The same for every hook; what differs is route, the hook's
+ * question to route.h.
+ */
+#pragma once
+
+#include "bpf.h"
+#include "config.h"
+#include "drop.h"
+#include "flow.h"
+#include "fragment.h"
+#include "icmp.h"
+#include "parse.h"
+#include "send.h"
+#include "types.h"
+
+/*
+ * The flow that the packet belongs to, if there is a usable one. A SYN on a
+ * connection that is over starts a new one under the same tuple.
+ */
+static __noinline struct flow *path_flow(struct packet *p)
+{
+	struct flow *f = flow_revive(flow_lookup(&p->tuple));
+
+	if (!f)
+		return NULL;
+	if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && flow_is_closing(f, flow_lookup(&f->peer))) {
+		flow_delete(&p->tuple, f);
+		flow_count(FLOW_REUSED);
+		return NULL;
+	}
+	return f;
+}
+
+/* An existing verdict is good for this packet: current, and for this way in. */
+static __always_inline int path_is_judged(const struct __sk_buff *skb, const struct flow *f)
+{
+	return f->judged == node.epoch && f->verdict.iif == skb->ifindex;
+}
+
+/* Before the verdict: what kind of packet is it, and which flow's? */
+static __always_inline int path_prepare(struct packet *p, struct flow **f)
+{
+	int err;
+
+	if (!with_flows)
+		return p->kind == PACKET_ICMP_ERROR ? DROP_ICMP_UNTRACKED : DROP_NONE;
+	if (p->kind == PACKET_LATER_FRAGMENT) {
+		err = fragment_later(p);
+		if (err)
+			return err;
+	}
+	*f = path_flow(p);
+	if (p->kind == PACKET_ICMP_ERROR && !*f)
+		return DROP_ICMP_UNTRACKED;
+	if (p->kind == PACKET_LATER_FRAGMENT && !*f)
+		return DROP_FRAGMENT_UNKNOWN;
+	return DROP_NONE;
+}
+
+/* After the verdict: remember the flow, and the ports of a datagram in parts. */
+static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p, struct flow *f, int judged,
+					 struct verdict *v)
+{
+	if (!with_flows || p->kind == PACKET_ICMP_ERROR)
+		return DROP_NONE;
+	if (!f) {
+		flow_create(skb, p, v);
+	} else {
+		if (!judged) {
+			flow_judge_again(&p->tuple, v);
+			f = flow_lookup(&p->tuple);
+		}
+		if (f)
+			flow_track(skb, p, f);
+	}
+	if (p->kind == PACKET_FIRST_FRAGMENT)
+		return fragment_first(p);
+	return DROP_NONE;
+}

@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The decision, made once per flow and epoch: is the source who it says, and
+ * where does the destination live? It fills a verdict from the tables and
+ * touches neither the packet nor a flow.
+ */
+#pragma once
+
+#include "bpf.h"
+#include "config.h"
+#include "parse.h"
+#include "tables.h"
+#include "types.h"
+
+/* What the outer header of a packet from the overlay told. */
+struct sender {
+	__u32 vni;
+	struct address node;
+};
+
+static __always_inline struct peer *peer_lookup(const struct address *a)
+{
+	struct peer_key key;
+
+	key.prefixlen = 128;
+	key.addr = *a;
+	return bpf_map_lookup_elem(&peers, &key);
+}
+
+static __always_inline struct endpoint *endpoint_lookup(const struct address *a)
+{
+	return bpf_map_lookup_elem(&endpoint_by_addr, a);
+}
+
+static __always_inline int endpoint_is_attached(const struct endpoint *ep)
+{
+	__u32 ifindex = ep->ifindex;
+	__u32 *id = bpf_map_lookup_elem(&endpoint_attached, &ifindex);
+
+	return id && *id == ep->id;
+}
+
+static __always_inline int vni_is_identity(__u32 vni)
+{
+	return (vni >= IDENTITY_HOST && vni <= IDENTITY_INGRESS) || (vni >= IDENTITY_USER && vni < 1 << 24);
+}
+
+/*
+ * An endpoint may send from its own addresses only. Returns DROP_NONE and the
+ * identity that it sends with.
+ */
+static __always_inline int source_is_endpoint(const struct __sk_buff *skb, const struct packet *p, __u32 *identity)
+{
+	const struct endpoint *ep;
+
+	ep = endpoint_lookup(p->kind == PACKET_ICMP_ERROR ? &p->icmp_from : &p->tuple.saddr);
+	if (!ep || ep->ifindex != skb->ifindex)
+		return DROP_SPOOFED_SOURCE;
+	*identity = ep->identity;
+	return DROP_NONE;
+}
+
+/* A node may send from the prefixes that it has, and with an identity that exists. */
+static __always_inline int source_is_peer(const struct packet *p, const struct sender *from)
+{
+	const struct peer *peer = peer_lookup(&p->tuple.saddr);
+
+	if (!peer || !address_is_equal(&peer->node, &from->node))
+		return DROP_FOREIGN_OVERLAY;
+	if (!vni_is_identity(from->vni))
+		return DROP_BAD_VNI;
+	return DROP_NONE;
+}
+
+/* Addresses that are nobody's, or everybody's. */
+static __always_inline int addresses_are_sane(const struct packet *p)
+{
+	const struct address *from = &p->tuple.saddr, *to = &p->tuple.daddr;
+
+	if (address_is_multicast(to) || address_is_link_local(to))
+		return DROP_MULTICAST;
+	if (address_is_martian(to) || address_is_martian(from) || address_is_multicast(from))
+		return DROP_BAD_ADDRESS;
+	return DROP_NONE;
+}
+
+/* Into an endpoint of this node. */
+static __always_inline int route_to_endpoint(const struct endpoint *ep, struct verdict *v)
+{
+	if (!endpoint_is_attached(ep))
+		return DROP_ENDPOINT_NOT_READY;
+	v->action = ACTION_TO_ENDPOINT;
+	v->oif = ep->ifindex;
+	if (ep->flags & ENDPOINT_NO_PEER_REDIRECT)
+		v->flags |= VERDICT_NO_PEER_REDIRECT;
+	__builtin_memcpy(v->dmac, ep->mac, sizeof(v->dmac));
+	__builtin_memcpy(v->smac, ep->node_mac, sizeof(v->smac));
+	return DROP_NONE;
+}
+
+/* To the node that has the destination. */
+static __always_inline int route_to_peer(const struct peer *peer, __u32 identity, struct verdict *v)
+{
+	if (!node.overlay_ifindex)
+		return DROP_OVERLAY_NOT_READY;
+	v->action = ACTION_TO_OVERLAY;
+	v->oif = node.overlay_ifindex;
+	v->vni = peer->flags & PEER_FIXED_VNI ? peer->vni : identity;
+	v->mtu = overlay_mtu;
+	v->remote = peer->node;
+	return DROP_NONE;
+}
+
+/*
+ * To the node's own stack. What an endpoint sends to the overlay port of a
+ * node would be unpacked there as if a node had sent it: with any source and
+ * any identity. Nobody inside has business there.
+ */
+static __always_inline int route_to_host(const struct packet *p, struct verdict *v)
+{
+	if (!node.host_ifindex)
+		return DROP_HOST_NOT_READY;
+	if (with_overlay && p->tuple.protocol == IPPROTO_UDP && p->tuple.dport == htons(overlay_port))
+		return DROP_OVERLAY_PORT;
+	v->action = ACTION_TO_HOST;
+	v->oif = node.host_ifindex;
+	v->flags &= (__u8)~VERDICT_DECREMENT_TTL; /* the stack counts itself, if it forwards */
+	for (int i = 0; i < ETH_ALEN; i++) {
+		v->dmac[i] = node.host_mac[i];
+		v->smac[i] = node.host_mac[i];
+	}
+	return DROP_NONE;
+}
+
+static __noinline int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+{
+	const struct endpoint *to;
+	const struct peer *peer;
+	__u32 identity = IDENTITY_UNKNOWN;
+	int err;
+
+	v->iif = skb->ifindex;
+	v->flags = VERDICT_DECREMENT_TTL;
+	err = addresses_are_sane(p);
+	if (err)
+		return err;
+	err = source_is_endpoint(skb, p, &identity);
+	if (err)
+		return err;
+	to = endpoint_lookup(&p->tuple.daddr);
+	if (to)
+		return route_to_endpoint(to, v);
+	if (with_overlay) {
+		peer = peer_lookup(&p->tuple.daddr);
+		if (peer)
+			return route_to_peer(peer, identity, v);
+	}
+	return route_to_host(p, v);
+}
+
+static __noinline int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct sender *from, struct verdict *v)
+{
+	struct address gateway4 = config_address(&gateway_ipv4), gateway6 = config_address(&gateway_ipv6);
+	const struct endpoint *to;
+	int err;
+
+	v->iif = skb->ifindex;
+	v->flags = VERDICT_DECREMENT_TTL;
+	v->vni = from->vni;
+	v->remote = from->node;
+	err = source_is_peer(p, from);
+	if (err)
+		return err;
+	err = addresses_are_sane(p);
+	if (err)
+		return err;
+	if (with_endpoints) {
+		to = endpoint_lookup(&p->tuple.daddr);
+		if (to)
+			return route_to_endpoint(to, v);
+	}
+	if (address_is_equal(&p->tuple.daddr, &gateway4) || address_is_equal(&p->tuple.daddr, &gateway6))
+		return route_to_host(p, v);
+	return DROP_NO_ENDPOINT;
+}
+
+/* The stack has counted the hop if there was one. */
+static __noinline int route_from_host(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+{
+	const struct endpoint *to;
+	const struct peer *peer;
+	int err;
+
+	v->iif = skb->ifindex;
+	v->flags = 0;
+	err = addresses_are_sane(p);
+	if (err)
+		return err;
+	if (with_endpoints) {
+		to = endpoint_lookup(&p->tuple.daddr);
+		if (to)
+			return route_to_endpoint(to, v);
+	}
+	if (with_overlay) {
+		peer = peer_lookup(&p->tuple.daddr);
+		if (peer)
+			return route_to_peer(peer, IDENTITY_HOST, v);
+	}
+	return DROP_NO_ROUTE;
+}
+
+/* What the stack, or another program, puts straight on an endpoint's device. */
+static __noinline int route_to_endpoint_device(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+{
+	const struct endpoint *to = endpoint_lookup(&p->tuple.daddr);
+	int err;
+
+	err = addresses_are_sane(p);
+	if (err)
+		return err;
+	if (!to || to->ifindex != skb->ifindex)
+		return DROP_WRONG_ENDPOINT;
+	v->iif = skb->ifindex;
+	v->oif = skb->ifindex;
+	v->action = ACTION_PASS;
+	return DROP_NONE;
+}

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Carrying a verdict out: the last thing that happens to a packet here. */
+#pragma once
+
+#include "bpf.h"
+#include "config.h"
+#include "drop.h"
+#include "parse.h"
+#include "rewrite.h"
+#include "types.h"
+
+/*
+ * May the packet leave as it is? DROP_NONE, DROP_TTL_EXCEEDED or DROP_TOO_BIG.
+ * An aggregate is judged by its segments. IPv4 without DF goes on: the overlay
+ * device splits the outer packet.
+ */
+static __always_inline int send_check(const struct __sk_buff *skb, const struct packet *p, const struct verdict *v)
+{
+	if ((v->flags & VERDICT_DECREMENT_TTL) && unlikely(p->ttl <= 1))
+		return DROP_TTL_EXCEEDED;
+	if (v->mtu && unlikely(p->l3_len > v->mtu) && p->dont_fragment) {
+		__u32 segment = skb->gso_size;
+
+		if (!segment || (__u32)p->l4 - ETH_HLEN + p->l4_len + segment > v->mtu)
+			return DROP_TOO_BIG;
+	}
+	return DROP_NONE;
+}
+
+/* Sets the outer header that the overlay device will write. */
+static __always_inline int send_set_tunnel(struct __sk_buff *skb, __u32 vni, const struct address *remote)
+{
+	const __be32 *to = (const __be32 *)remote->bytes;
+	struct bpf_tunnel_key key = {};
+	__u64 flags = overlay_checksum ? 0 : BPF_F_ZERO_CSUM_TX;
+
+	key.tunnel_id = vni;
+	key.tunnel_ttl = 64;
+	if (overlay_ipv6) {
+		key.remote_ipv6[0] = to[0];
+		key.remote_ipv6[1] = to[1];
+		key.remote_ipv6[2] = to[2];
+		key.remote_ipv6[3] = to[3];
+		flags |= BPF_F_TUNINFO_IPV6;
+	} else {
+		key.remote_ipv4 = ntohl(to[3]);
+	}
+	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) ? DROP_NO_TUNNEL_KEY : DROP_NONE;
+}
+
+/*
+ * Into a namespace. The mark and the time stamp were the sender's and would
+ * reach the receiver's own rules and qdiscs; before 6.15 the helper neither
+ * clears them nor makes the packet the receiver's own.
+ */
+static __always_inline int send_to_peer(struct __sk_buff *skb, __u32 ifindex)
+{
+	skb->mark = 0;
+	skb->tstamp = 0;
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	return (int)bpf_redirect_peer(ifindex, 0);
+}
+
+/* Hands the packet over. It must have passed send_check(). */
+static __always_inline int send(struct __sk_buff *skb, const struct packet *p, const struct verdict *v, __u32 program)
+{
+	int err = DROP_NONE;
+
+	if (v->flags & VERDICT_DECREMENT_TTL)
+		err = rewrite_ttl(skb, p);
+	if (unlikely(err))
+		return drop(skb, program, (__u32)err);
+
+	if (with_endpoints && v->action == ACTION_TO_ENDPOINT) {
+		err = rewrite_macs(skb, v);
+		if (unlikely(err))
+			return drop(skb, program, (__u32)err);
+		count(skb, program, ACTION_TO_ENDPOINT);
+		if (unlikely(v->flags & VERDICT_NO_PEER_REDIRECT))
+			return (int)bpf_redirect(v->oif, 0);
+		return send_to_peer(skb, v->oif);
+	}
+	if (with_overlay && v->action == ACTION_TO_OVERLAY) {
+		err = send_set_tunnel(skb, v->vni, &v->remote);
+		if (unlikely(err))
+			return drop(skb, program, (__u32)err);
+		count(skb, program, ACTION_TO_OVERLAY);
+		return (int)bpf_redirect(v->oif, 0);
+	}
+	if (v->action == ACTION_TO_HOST) {
+		err = rewrite_macs(skb, v);
+		if (unlikely(err))
+			return drop(skb, program, (__u32)err);
+		count(skb, program, ACTION_TO_HOST);
+		return (int)bpf_redirect(v->oif, BPF_F_INGRESS);
+	}
+	count(skb, program, ACTION_PASS);
+	return TCX_NEXT;
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The tables. Their sizes are set in Go before they are made. */
+#pragma once
+
+#include "bpf.h"
+#include "types.h"
+
+/* maps */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct address);
+	__type(value, struct endpoint);
+	__uint(max_entries, 1);
+} endpoint_by_addr SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32);
+	__type(value, struct endpoint);
+	__uint(max_entries, 1);
+} endpoint_by_ifindex SEC(".maps");
+
+/* programs: the endpoints whose programs are attached, by interface; value: endpoint id */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} endpoint_attached SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct counters);
+	__uint(max_entries, PROGRAM_COUNT * DROP_COUNT);
+} metrics SEC(".maps");
+
+/* tunnel */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct peer_key);
+	__type(value, struct peer);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} peers SEC(".maps");
+
+/* conntrack */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct tuple);
+	__type(value, struct flow);
+	__uint(max_entries, 1);
+} flows SEC(".maps");
+
+/* ring of the unconfirmed: the newest takes the place of the oldest */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct tuple);
+	__uint(max_entries, 1);
+} flow_ring SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, FLOW_EVENT_COUNT);
+} flow_events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct fragment_key);
+	__type(value, struct fragments);
+	__uint(max_entries, 1);
+} fragments_seen SEC(".maps");
+
+/*
+ * Read and written in place by all programs of a node and, through a shared
+ * memory map, by Go.
+ */
+volatile struct node_state node SEC(".data.node");
+/* next free slot of flow_ring, counted without end */
+volatile __u32 flow_ring_head SEC(".data.ring");

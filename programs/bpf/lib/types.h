@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the programs and their users share: keys, values and enumerations.
+ * This file is their only author; Go reads the layouts from BTF. Numbers of an
+ * enumeration are never used again for something else.
+ */
+#pragma once
+
+#include "bpf.h"
+
+/* An IPv6 address, or an IPv4 address as ::ffff:a.b.c.d, as on the wire. */
+struct address {
+	__u8 bytes[16];
+} __attribute__((aligned(4)));
+
+/*
+ * The two ends of a flow as its packets show them. Ports are as on the wire;
+ * an ICMP echo request has its identifier as source port and 0 as destination
+ * port, an echo reply the other way round, so that each is the reverse of the
+ * other. Protocols without ports have 0 in both.
+ */
+struct tuple {
+	struct address saddr;
+	struct address daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 protocol;
+	__u8 reserved[3]; /* zero: it is part of the key */
+} __attribute__((aligned(8)));
+_Static_assert(sizeof(struct tuple) == 40, "no hidden padding in a key");
+
+/* Who a packet is from, 24 bits: what fits a VNI. 256 and up are the user's. */
+enum identity {
+	IDENTITY_UNKNOWN = 0,
+	IDENTITY_HOST = 1,
+	IDENTITY_WORLD = 2,
+	IDENTITY_UNMANAGED = 3,
+	IDENTITY_HEALTH = 4,
+	IDENTITY_INIT = 5,
+	IDENTITY_REMOTE_NODE = 6,
+	IDENTITY_KUBE_APISERVER = 7,
+	IDENTITY_INGRESS = 8,
+	IDENTITY_USER = 256,
+};
+
+/* Which program met the packet. */
+enum program {
+	PROGRAM_FROM_ENDPOINT = 1,
+	PROGRAM_TO_ENDPOINT = 2,
+	PROGRAM_FROM_HOST = 3,
+	PROGRAM_FROM_OVERLAY = 4,
+	PROGRAM_COUNT = 8, /* room for the hooks to come */
+};
+
+/* What was done with a packet that was not dropped. */
+enum action {
+	ACTION_NONE = 0,
+	ACTION_TO_ENDPOINT = 1, /* into an endpoint of this node */
+	ACTION_TO_OVERLAY = 2,  /* to the node that has the destination */
+	ACTION_TO_HOST = 3,     /* to the node's own stack */
+	ACTION_PASS = 4,        /* left to the next program and the stack */
+	ACTION_ANSWERED = 5,    /* answered here: ARP, NDP */
+	ACTION_COUNT = 16,
+};
+
+/* Why a packet was dropped. Counted together with the actions, so they start behind. */
+enum drop_reason {
+	DROP_NONE = 0,
+	DROP_TRUNCATED = 16,            /* ends before its headers do */
+	DROP_BAD_LENGTH = 17,           /* a length field that can not be */
+	DROP_UNKNOWN_L3 = 18,           /* neither ARP, IPv4 nor IPv6 */
+	DROP_UNKNOWN_L4 = 19,           /* a transport that is not tracked */
+	DROP_BAD_ADDRESS = 20,          /* an address that can not be on the wire */
+	DROP_BAD_EXTENSION = 21,        /* IPv6 extension headers: too many, out of place, unknown */
+	DROP_BAD_FRAGMENT = 22,         /* tiny, or beyond the largest datagram */
+	DROP_FRAGMENT_OVERLAP = 23,     /* covers bytes that another fragment has brought */
+	DROP_FRAGMENT_UNKNOWN = 24,     /* its first fragment has not been seen */
+	DROP_SPOOFED_SOURCE = 25,       /* the source is not the sender's */
+	DROP_MULTICAST = 26,            /* multicast and broadcast are not carried */
+	DROP_NOT_FOR_GATEWAY = 27,      /* an ARP or NDP question for somebody else */
+	DROP_ENDPOINT_NOT_READY = 28,   /* no program is attached to the destination yet */
+	DROP_NO_ENDPOINT = 29,          /* no endpoint of this node has the destination */
+	DROP_NO_ROUTE = 30,             /* neither an endpoint nor a peer has the destination */
+	DROP_HOST_NOT_READY = 31,       /* the host pair is not attached */
+	DROP_OVERLAY_NOT_READY = 32,    /* the overlay device is not attached */
+	DROP_OVERLAY_PORT = 33,         /* a forged overlay packet from an endpoint */
+	DROP_FOREIGN_OVERLAY = 34,      /* the sending node is not the peer of that source */
+	DROP_BAD_VNI = 35,              /* the VNI is not an identity */
+	DROP_NO_TUNNEL_KEY = 36,        /* no outer header could be read or set */
+	DROP_TTL_EXCEEDED = 37,         /* answered with time-exceeded */
+	DROP_TOO_BIG = 38,              /* answered with fragmentation-needed or packet-too-big */
+	DROP_ICMP_UNTRACKED = 39,       /* an ICMP error about a flow that is not known */
+	DROP_ICMP_UNSUPPORTED = 40,     /* an ICMP message that is neither echo nor error */
+	DROP_REWRITE_FAILED = 41,       /* the kernel did not let us change the packet */
+	DROP_WRONG_ENDPOINT = 42,       /* on its way into an endpoint that it is not for */
+	DROP_UNKNOWN_ENDPOINT = 43,     /* the interface is not an endpoint in the table */
+	DROP_COUNT = 64,
+};
+
+enum endpoint_flag {
+	/* deliver through the host-side device, where bridges and qdiscs are, not straight into the namespace */
+	ENDPOINT_NO_PEER_REDIRECT = 1,
+};
+
+/* A workload of this node, found by each of its addresses and by its interface. */
+struct endpoint {
+	__u32 id;
+	__u32 identity;
+	__u32 ifindex; /* of the host-side device */
+	__u32 flags;   /* enum endpoint_flag */
+	__u8 mac[6];      /* of the device inside */
+	__u8 node_mac[6]; /* of the host-side device: the gateway's, as the endpoint sees it */
+	struct address addrs[2]; /* IPv4, IPv6; all zero: has none */
+};
+_Static_assert(sizeof(struct endpoint) == 60, "no hidden padding in a value");
+
+/* Under program * DROP_COUNT + action or reason. */
+struct counters {
+	__u64 packets; /* as the hook sees them: an aggregate of segments is one */
+	__u64 bytes;
+};
+
+/* The node that has a prefix. */
+struct peer_key {
+	__u32 prefixlen; /* 0..128; an IPv4 prefix has 96 more */
+	struct address addr;
+};
+
+enum peer_flag {
+	PEER_FIXED_VNI = 1, /* send with vni and not with the sender's identity */
+};
+
+struct peer {
+	struct address node;
+	__u32 vni;
+	__u32 flags; /* enum peer_flag */
+};
+
+enum verdict_flag {
+	VERDICT_DECREMENT_TTL = 1,
+	VERDICT_NO_PEER_REDIRECT = 2,
+};
+
+/* What to do with the packets of one direction of a flow. */
+struct verdict {
+	__u32 iif; /* interface that they must have arrived on */
+	__u32 oif; /* interface to send to; 0: none */
+	__u32 vni; /* to send with; on arrival from the overlay, the one they must have */
+	__u16 mtu; /* longest IP packet that fits, in bytes; 0: any */
+	__u8 action; /* enum action */
+	__u8 flags;  /* enum verdict_flag */
+	__u8 dmac[6];
+	__u8 smac[6];
+	struct address remote; /* node to send to; on arrival from the overlay, the sender */
+};
+_Static_assert(sizeof(struct verdict) == 44, "no hidden padding in a value");
+
+enum flow_stage {
+	FLOW_NEW = 1,       /* in the budget of the unconfirmed */
+	FLOW_CONFIRMED = 2, /* the originator has answered the reply */
+	FLOW_DEAD = 3,      /* about to be deleted: do not use */
+};
+
+enum flow_flag {
+	FLOW_REPLY = 1, /* this entry is the direction of the replies */
+};
+
+enum flow_seen {
+	SEEN_PACKET = 1,
+	SEEN_FIN = 2, /* or SCTP SHUTDOWN ACK and COMPLETE */
+	SEEN_RST = 4, /* or SCTP ABORT */
+};
+
+/*
+ * One direction of a flow, under its tuple as the packets arrive. The other
+ * direction is the entry under peer. Without translation peer is the reverse
+ * of the key; with it, the difference between the two is the translation.
+ */
+struct flow {
+	__u32 epoch;     /* verdict may be used as it is while this is the node's; 0: look closer */
+	__u32 last_seen; /* lower half of the jiffies */
+	struct verdict verdict;
+	__u32 judged;    /* epoch in which the verdict was found */
+	__u64 packets;
+	__u64 bytes;     /* with link-layer header */
+	struct tuple peer;
+	__u32 stage;     /* enum flow_stage, of the originator's entry */
+	__u32 slot;      /* in the ring of the unconfirmed */
+	__u32 created;   /* lower half of the jiffies */
+	__u8 seen;       /* enum flow_seen, of this direction */
+	__u8 flags;      /* enum flow_flag */
+	__u16 reserved;
+};
+_Static_assert(sizeof(struct flow) == 128, "no hidden padding in a value");
+
+enum flow_event {
+	FLOW_CREATED = 0,
+	FLOW_CONFIRMATIONS = 1,
+	FLOW_EVICTED = 2,      /* unconfirmed, for want of budget */
+	FLOW_REUSED = 3,       /* a SYN on a closed flow */
+	FLOW_FULL = 4,         /* insert failed: E2BIG */
+	FLOW_NO_MEMORY = 5,    /* insert failed: ENOMEM */
+	FLOW_BUSY = 6,         /* insert failed: EBUSY */
+	FLOW_FAILED = 7,       /* insert failed otherwise */
+	FLOW_FRAGMENTS_FULL = 8, /* a datagram's ports could not be remembered */
+	FLOW_EVENT_COUNT = 16,
+};
+
+/* One datagram whose first fragment has passed. */
+struct fragment_key {
+	struct address saddr;
+	struct address daddr;
+	__be32 id;
+	__u8 protocol;
+	__u8 reserved[3];
+};
+_Static_assert(sizeof(struct fragment_key) == 40, "no hidden padding in a key");
+
+struct span {
+	__u16 start; /* in units of eight bytes */
+	__u16 end;
+};
+
+#define FRAGMENT_SPANS 4
+
+struct fragments {
+	__be16 sport;
+	__be16 dport;
+	__u32 started;  /* lower half of the jiffies */
+	__u16 end;      /* of the datagram, in units of eight bytes; 0: not known */
+	__u16 reserved;
+	struct span got[FRAGMENT_SPANS]; /* end 0: unused */
+};
+_Static_assert(sizeof(struct fragments) == 28, "no hidden padding in a value");
+
+/* The settings of a running node that change without a new load. */
+struct node_state {
+	__u32 epoch;
+	__u32 host_ifindex;
+	__u32 net_ifindex;
+	__u32 overlay_ifindex;
+	__u8 host_mac[6];
+	__u8 reserved[2];
+	__u64 netns_cookie;
+};
+_Static_assert(sizeof(struct node_state) == 32, "no hidden padding in a value");
+
+/* A pass over the flow table: what is asked and what was found. */
+enum pass_mode {
+	PASS_COUNT = 1,
+	PASS_CONDEMN = 2, /* take the verdict of idle flows away */
+	PASS_REAP = 3,    /* delete those that nobody used since */
+};
+
+struct pass {
+	__u32 mode; /* enum pass_mode */
+	/* in jiffies */
+	__u32 tcp_new;
+	__u32 tcp_established;
+	__u32 tcp_closing;
+	__u32 udp_new;
+	__u32 udp_confirmed;
+	__u32 icmp;
+	__u32 other_new;
+	__u32 other_confirmed;
+	__u32 now; /* out */
+	__u64 entries;     /* out */
+	__u64 confirmed;   /* out */
+	__u64 unconfirmed; /* out */
+	__u64 condemned;   /* out: flows */
+	__u64 deleted;     /* out: entries */
+	__u64 jiffies;     /* out */
+	__u64 ktime;       /* out, ns */
+};
+_Static_assert(sizeof(struct pass) == 96, "no hidden padding in a context");

@@ -1,0 +1,69 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * to_endpoint: tcx egress of an endpoint's host-side device. Our own programs
+ * deliver past it; it meets what the stack or another program puts on the
+ * device, and what we hand to an endpoint that is not to be entered directly.
+ */
+#include "lib/bpf.h"
+#include "lib/config.h"
+#include "lib/drop.h"
+#include "lib/flow.h"
+#include "lib/parse.h"
+#include "lib/path.h"
+#include "lib/route.h"
+#include "lib/send.h"
+
+#define HOOK PROGRAM_TO_ENDPOINT
+
+static __always_inline int pass(struct __sk_buff *skb)
+{
+	count(skb, HOOK, ACTION_PASS);
+	return TCX_NEXT;
+}
+
+/* The flow was admitted, here or by the program that sent the packet to this device. */
+static __always_inline int is_admitted(const struct flow *f, const struct __sk_buff *skb)
+{
+	return f && f->judged == node.epoch && f->verdict.oif == skb->ifindex;
+}
+
+static __noinline int slow(struct __sk_buff *skb, struct packet *p)
+{
+	struct verdict v = {};
+	struct flow *f = NULL;
+	int err;
+
+	err = path_prepare(p, &f);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	if (is_admitted(f, skb))
+		return pass(skb);
+	err = route_to_endpoint_device(skb, p, &v);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	err = path_remember(skb, p, f, 0, &v);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	return pass(skb);
+}
+
+SEC("tc")
+int to_endpoint(struct __sk_buff *skb)
+{
+	struct packet p;
+	int err = packet_parse(skb, &p);
+
+	/* The node asks for the endpoint's address where it has a route to the device. */
+	if (err == DROP_UNKNOWN_L3 && skb->protocol == htons(ETH_P_ARP))
+		return pass(skb);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	if (p.kind == PACKET_NEIGHBOUR)
+		return pass(skb);
+	if (p.kind == PACKET_PLAIN && with_flows && is_admitted(flow_lookup(&p.tuple), skb))
+		return pass(skb);
+	return slow(skb, &p);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"path/filepath"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/godatapath/datapath/internal/block"
+	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/node"
+	"github.com/godatapath/datapath/internal/wire"
+	"github.com/godatapath/datapath/maps"
+)
+
+const (
+	peersTable  = bpf.TableMapPeers
+	peersSchema = 1
+)
+
+// Defaults of [Config].
+const (
+	DefaultPort = 8472 // the port of the Linux kernel and of Cilium; IANA's is 4789
+	DefaultMax  = 16384
+)
+
+// Foreign says what becomes of an overlay packet from a node that does not have
+// the prefix of its source, or with a VNI that is not an identity.
+type Foreign uint8
+
+const (
+	// ForeignDrop drops it, with a reason: nobody else uses the device.
+	ForeignDrop Foreign = iota
+	// ForeignPass leaves it to the next program and the stack, for others that
+	// use the same overlay device.
+	ForeignPass
+)
+
+// Config describes the overlay of a node.
+type Config struct {
+	maps.Config
+	// Port is the UDP port of the overlay device, 0: [DefaultPort]. Endpoints
+	// can not send to this port of any node.
+	Port uint16
+	// MTU is the longest IP packet that fits the overlay, in bytes:
+	// devices.OverlayMTU of the underlay's. 0: 1450, or 1430 with IPv6; for an
+	// underlay of 1500.
+	MTU int
+	// IPv6 says that the nodes reach one another over IPv6.
+	IPv6 bool
+	// UDPChecksum makes outer packets carry a checksum. Without it they have
+	// none (RFC 6935 for IPv6), which middleboxes may dislike.
+	UDPChecksum bool
+	// Foreign is what to do with packets that no peer can have sent.
+	Foreign Foreign
+	// Max is the number of prefixes that fit; 0: [DefaultMax].
+	Max int
+}
+
+// Peer is a prefix and the node that has it.
+type Peer struct {
+	// Prefix is without host bits. The longest one that matches counts.
+	Prefix netip.Prefix
+	// Node is the address of the node in the underlay, of Config's family.
+	Node netip.Addr
+	// VNI to send with; 0: the sender's identity, which is what a peer of
+	// ours expects.
+	VNI uint32
+}
+
+// Peers is the table of the other nodes: which prefix is where. It may be used
+// by several goroutines, and by several processes when it is pinned, as long as
+// one of them writes.
+type Peers struct {
+	cfg    Config
+	mu     sync.Mutex
+	table  *maps.Map[bpf.TablePeerKey, bpf.TablePeer]
+	change *node.Epoch
+}
+
+// New makes the peers table, or adopts the pinned one.
+func New(cfg Config) (*Peers, error) {
+	if cfg.Port == 0 {
+		cfg.Port = DefaultPort
+	}
+	if cfg.Max == 0 {
+		cfg.Max = DefaultMax
+	}
+	least := 576
+	if cfg.MTU == 0 {
+		cfg.MTU = 1450
+		if cfg.IPv6 {
+			cfg.MTU = 1430
+		}
+	}
+	if cfg.MTU < least || cfg.MTU > 65535 {
+		return nil, fmt.Errorf("make the peers table: MTU is %d, want %d to 65535", cfg.MTU, least)
+	}
+	if cfg.Max < 0 {
+		return nil, fmt.Errorf("make the peers table: Max is %d", cfg.Max)
+	}
+	if cfg.Foreign > ForeignPass {
+		return nil, fmt.Errorf("make the peers table: Foreign is %d", cfg.Foreign)
+	}
+	spec, err := bpf.LoadTable()
+	if err != nil {
+		return nil, fmt.Errorf("read the tables object: %w", err)
+	}
+	ms := spec.Maps[peersTable]
+	ms.MaxEntries = uint32(cfg.Max)
+	p := &Peers{cfg: cfg, change: node.NewEpoch(cfg.Pins)}
+	if p.table, err = maps.New(maps.Spec[bpf.TablePeerKey, bpf.TablePeer]{Map: ms, Schema: peersSchema}, cfg.Config); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Open opens the peers table that is pinned in the folder pins: for tools. An
+// absent one answers os.ErrNotExist. What it returns is no block, since the
+// table does not tell the settings.
+func Open(pins string) (*Peers, error) {
+	table, err := maps.Open[bpf.TablePeerKey, bpf.TablePeer](filepath.Join(pins, peersTable))
+	if err != nil {
+		return nil, err
+	}
+	return &Peers{table: table, change: node.NewEpoch(pins)}, nil
+}
+
+func (p *Peers) entry(peer Peer) (bpf.TablePeerKey, bpf.TablePeer, error) {
+	var v bpf.TablePeer
+	prefix, err := wire.CheckPrefix(peer.Prefix)
+	if err != nil {
+		return bpf.TablePeerKey{}, v, err
+	}
+	addr, err := wire.CheckAddr(peer.Node)
+	if err != nil {
+		return bpf.TablePeerKey{}, v, fmt.Errorf("prefix %s: node: %w", prefix, err)
+	}
+	if p.cfg.Port != 0 && addr.Is6() != p.cfg.IPv6 {
+		return bpf.TablePeerKey{}, v, fmt.Errorf("prefix %s: node %s is not of the underlay's family: set Config.IPv6 to %t", prefix, addr, addr.Is6())
+	}
+	v.Node = wire.Addr(addr)
+	if peer.VNI != 0 {
+		if !maps.Identity(peer.VNI).Valid() {
+			return bpf.TablePeerKey{}, v, fmt.Errorf("prefix %s: VNI %d is not an identity", prefix, peer.VNI)
+		}
+		v.Vni, v.Flags = peer.VNI, uint32(bpf.TablePeerFlagPEER_FIXED_VNI)
+	}
+	return wire.PrefixKey(prefix), v, nil
+}
+
+// Set adds a prefix, or moves it to another node. Established flows follow with
+// their next packet. A full table is unix.E2BIG.
+func (p *Peers) Set(peer Peer) error {
+	key, value, err := p.entry(peer)
+	if err != nil {
+		return fmt.Errorf("set a peer: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if have, err := p.table.Lookup(key); err == nil && have == value {
+		// A trie answers with the longest match, which need not be this prefix.
+		if exact, err := p.has(key); err == nil && exact {
+			return nil
+		}
+	}
+	if err := p.table.Set(key, value); err != nil {
+		return fmt.Errorf("set peer %s: %w", peer.Prefix, err)
+	}
+	return p.change.Changed()
+}
+
+func (p *Peers) has(key bpf.TablePeerKey) (bool, error) {
+	for e, err := range p.table.All() {
+		if err != nil {
+			return false, err
+		}
+		if e.Key == key {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Delete takes a prefix away. Nil if it is not there.
+func (p *Peers) Delete(prefix netip.Prefix) error {
+	prefix, err := wire.CheckPrefix(prefix)
+	if err != nil {
+		return fmt.Errorf("delete a peer: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.table.Delete(wire.PrefixKey(prefix)); err != nil {
+		return fmt.Errorf("delete peer %s: %w", prefix, err)
+	}
+	return p.change.Changed()
+}
+
+// Sync makes the table hold exactly these prefixes. All are checked before the
+// first is written; what is new is there before what is old goes.
+func (p *Peers) Sync(all []Peer) (maps.Changes, error) {
+	want := make(map[bpf.TablePeerKey]bpf.TablePeer, len(all))
+	var errs []error
+	for _, peer := range all {
+		key, value, err := p.entry(peer)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if other, ok := want[key]; ok && other != value {
+			errs = append(errs, fmt.Errorf("prefix %s: two nodes have it, %s and %s", peer.Prefix, wire.GoAddr(other.Node), peer.Node))
+		}
+		want[key] = value
+	}
+	if err := errors.Join(errs...); err != nil {
+		return maps.Changes{}, fmt.Errorf("sync the peers: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	changes, err := p.table.Sync(func(yield func(bpf.TablePeerKey, bpf.TablePeer) bool) {
+		for k, v := range want {
+			if !yield(k, v) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		err = fmt.Errorf("sync the peers: %w", err)
+	}
+	if changes.Set+changes.Deleted > 0 {
+		err = errors.Join(err, p.change.Changed())
+	}
+	return changes, err
+}
+
+// All walks over the prefixes, in no order.
+func (p *Peers) All() iter.Seq2[Peer, error] {
+	return func(yield func(Peer, error) bool) {
+		for e, err := range p.table.All() {
+			peer := Peer{Prefix: wire.GoPrefix(e.Key), Node: wire.GoAddr(e.Value.Node)}
+			if e.Value.Flags&uint32(bpf.TablePeerFlagPEER_FIXED_VNI) != 0 {
+				peer.VNI = e.Value.Vni
+			}
+			if !yield(peer, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Lookup returns the peer that has the address; ebpf.ErrKeyNotExist if none.
+func (p *Peers) Lookup(addr netip.Addr) (netip.Addr, error) {
+	addr, err := wire.CheckAddr(addr)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("look up a peer: %w", err)
+	}
+	v, err := p.table.Lookup(bpf.TablePeerKey{Prefixlen: 128, Addr: wire.Addr(addr)})
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("look up the peer of %s: %w", addr, err)
+	}
+	return wire.GoAddr(v.Node), nil
+}
+
+// MTU returns the longest IP packet that fits the overlay, in bytes.
+func (p *Peers) MTU() int { return p.cfg.MTU }
+
+// Close drops our handle; a pinned table stays, and so do the programs that
+// use it. Idempotent.
+func (p *Peers) Close() error { return p.table.Close() }
+
+// Remove takes the pin away and closes.
+func (p *Peers) Remove() error { return p.table.Remove() }
+
+// DatapathParts makes the table a block of programs.Load.
+func (p *Peers) DatapathParts() block.Parts {
+	return block.Parts{
+		Name: "peers",
+		Maps: map[string]*ebpf.Map{peersTable: p.table.EBPF()},
+		Settings: map[string]any{
+			"with_overlay":         uint8(1),
+			"overlay_ipv6":         flag(p.cfg.IPv6),
+			"overlay_checksum":     flag(p.cfg.UDPChecksum),
+			"overlay_pass_foreign": flag(p.cfg.Foreign == ForeignPass),
+			"overlay_mtu":          uint16(p.cfg.MTU),
+			"overlay_port":         p.cfg.Port,
+		},
+		Bind: p.change.Bind,
+	}
+}
+
+func flag(on bool) uint8 {
+	if on {
+		return 1
+	}
+	return 0
+}
