@@ -207,7 +207,7 @@ func (c conn) ensureEndpoint(want Endpoint) (got EndpointLink, err error) {
 	if err := c.reshape(host, shape{mtu: want.MTU, mac: want.HostMAC, alias: endpointAlias(want.Name)}); err != nil {
 		return got, err
 	}
-	if err := setSysctls(quiet(want.HostName)); err != nil {
+	if err := quiet(want.HostName); err != nil {
 		return got, err
 	}
 	if !want.Hold {
@@ -233,6 +233,10 @@ func (c conn) vethFor(want Endpoint, fd int, pc conn, back *undo.Stack) (host, p
 	}
 	// Before something is taken away: can the new one be made?
 	if _, err := pc.find(want.PeerName); err == nil {
+		// Unless another call for the same endpoint has just made it.
+		if host, peer, err = c.findVeth(want, fd, pc); err != nil || peer != nil {
+			return host, peer, err
+		}
 		return nil, nil, fmt.Errorf("device %s exists in namespace %s: %w; remove it or choose another name", want.PeerName, want.Namespace, ErrForeign)
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return nil, nil, err
@@ -249,7 +253,7 @@ func (c conn) vethFor(want Endpoint, fd int, pc conn, back *undo.Stack) (host, p
 	veth.PeerNamespace = netlink.NsFd(fd)
 	err = c.LinkAdd(veth)
 	if errors.Is(err, os.ErrExist) {
-		// Another call for the same endpoint was faster.
+		// As above.
 		if host, peer, err := c.findVeth(want, fd, pc); err != nil || peer != nil {
 			return host, peer, err
 		}
@@ -306,7 +310,7 @@ func (c conn) ensurePeer(want Endpoint, peer netlink.Link) (netlink.Link, error)
 		return nil, err
 	}
 	// After the MTU: the kernel takes IPv6 away from a device that is too small.
-	if err := setSysctls(peerSettings(want)); err != nil {
+	if err := peerSettings(want); err != nil {
 		return nil, err
 	}
 	if err := c.up(peer); err != nil {
@@ -349,20 +353,16 @@ func (c conn) rename(l netlink.Link, name string) error {
 
 // peerSettings let the workload use its addresses at once and take its routes
 // from nobody else. Link-local addresses stay with the kernel's default.
-func peerSettings(want Endpoint) []Sysctl {
-	wants6 := has6(want.Addrs)
-	if !wants6 && !hasIPv6(want.PeerName) {
-		return nil
-	}
+func peerSettings(want Endpoint) error {
 	all := []Sysctl{
 		{IPv6, want.PeerName, "accept_dad", 0},
 		{IPv6, want.PeerName, "dad_transmits", 0},
 		{IPv6, want.PeerName, "accept_ra", 0},
 	}
-	if wants6 {
-		all = append(all, Sysctl{IPv6, want.PeerName, "disable_ipv6", 0})
+	if !has6(want.Addrs) {
+		return setSysctlsWith(nil, all)
 	}
-	return all
+	return setSysctls(append(all, Sysctl{IPv6, want.PeerName, "disable_ipv6", 0}))
 }
 
 // notThisNamespace refuses an endpoint in the node's own namespace.

@@ -31,21 +31,23 @@ func EnsureForwarding(ns Namespace, want Forwarding) error {
 		}
 	}
 	err := ns.Do(func() error {
-		all := []Sysctl{
-			{IPv4, "", "ip_forward", 1},
-			{IPv4, AllDevices, "rp_filter", 0},
-			{IPv4, AllDevices, "send_redirects", 0},
-		}
+		// Devices first: if one is absent, nothing else has been touched.
+		var all []Sysctl
 		for _, dev := range want.Devices {
 			all = append(all,
 				Sysctl{IPv4, dev, "rp_filter", 0},
 				Sysctl{IPv4, dev, "send_redirects", 0},
 			)
 		}
-		// Before forwarding of IPv6, which would end the default route at once.
+		// Before forwarding of IPv6 is on, which would end the default route at once.
 		for _, dev := range want.AcceptRA {
 			all = append(all, Sysctl{IPv6, dev, "accept_ra", 2})
 		}
+		all = append(all,
+			Sysctl{IPv4, AllDevices, "rp_filter", 0},
+			Sysctl{IPv4, AllDevices, "send_redirects", 0},
+			Sysctl{IPv4, "", "ip_forward", 1},
+		)
 		if kernelHasIPv6() {
 			all = append(all, Sysctl{IPv6, AllDevices, "forwarding", 1})
 		}
@@ -57,16 +59,14 @@ func EnsureForwarding(ns Namespace, want Forwarding) error {
 	return nil
 }
 
-// quiet returns the settings of a device through which packets pass that are
-// none of the stack's business: no reverse path filter, no redirects and no
-// IPv6 of its own, so that no link-local traffic is born there.
-func quiet(dev string) []Sysctl {
-	all := []Sysctl{
+// quiet sets up a device through which packets pass that are none of the
+// stack's business: no reverse path filter, no redirects and no IPv6 of its own,
+// so that no link-local traffic is born there.
+func quiet(dev string) error {
+	return setSysctlsWith([]Sysctl{
 		{IPv4, dev, "rp_filter", 0},
 		{IPv4, dev, "send_redirects", 0},
-	}
-	if hasIPv6(dev) {
-		all = append(all, Sysctl{IPv6, dev, "disable_ipv6", 1})
-	}
-	return all
+	}, []Sysctl{
+		{IPv6, dev, "disable_ipv6", 1},
+	})
 }

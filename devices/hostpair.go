@@ -139,24 +139,10 @@ func (c conn) ensureHostPair(want HostPair) (got HostLinks, err error) {
 	if err := c.reshape(peer, shape{mtu: want.MTU, noARP: true}); err != nil {
 		return got, err
 	}
-	settings := append(quiet(want.NetName),
-		Sysctl{IPv4, want.HostName, "rp_filter", 0},
-		Sysctl{IPv4, want.HostName, "send_redirects", 0},
-		Sysctl{IPv4, want.HostName, "accept_local", 1},
-	)
-	if has6(want.Addrs) {
-		settings = append(settings,
-			// No link-local address: nobody is there to speak to. It would be born
-			// at once when IPv6 is switched on, so that comes last.
-			Sysctl{IPv6, want.HostName, "addr_gen_mode", 1},
-			Sysctl{IPv6, want.HostName, "accept_ra", 0},
-			Sysctl{IPv6, want.HostName, "accept_dad", 0},
-			Sysctl{IPv6, want.HostName, "disable_ipv6", 0},
-		)
-	} else if hasIPv6(want.HostName) {
-		settings = append(settings, Sysctl{IPv6, want.HostName, "disable_ipv6", 1})
+	if err := hostSettings(want); err != nil {
+		return got, err
 	}
-	if err := setSysctls(settings); err != nil {
+	if err := quiet(want.NetName); err != nil {
 		return got, err
 	}
 	if err := errors.Join(c.up(host), c.up(peer)); err != nil {
@@ -170,6 +156,26 @@ func (c conn) ensureHostPair(want HostPair) (got HostLinks, err error) {
 	}
 	got.Net, err = c.again(peer)
 	return got, err
+}
+
+// hostSettings let the host end take the overlay's packets for the node.
+func hostSettings(want HostPair) error {
+	all := []Sysctl{
+		{IPv4, want.HostName, "rp_filter", 0},
+		{IPv4, want.HostName, "send_redirects", 0},
+		{IPv4, want.HostName, "accept_local", 1},
+	}
+	if !has6(want.Addrs) {
+		return setSysctlsWith(all, []Sysctl{{IPv6, want.HostName, "disable_ipv6", 1}})
+	}
+	return setSysctls(append(all,
+		// No link-local address: nobody is there to speak to. It would be born at
+		// once when IPv6 is switched on, so that comes last.
+		Sysctl{IPv6, want.HostName, "addr_gen_mode", 1},
+		Sysctl{IPv6, want.HostName, "accept_ra", 0},
+		Sysctl{IPv6, want.HostName, "accept_dad", 0},
+		Sysctl{IPv6, want.HostName, "disable_ipv6", 0},
+	))
 }
 
 // findHostPair returns the ends that exist and are ours. A host end without a

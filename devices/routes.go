@@ -234,7 +234,19 @@ func syncRoutes(ns Namespace, dev string, all []Route, prune bool) error {
 }
 
 // syncRoutes expects checked routes of the device l.
-func (c conn) syncRoutes(l netlink.Link, want []Route, prune bool) (err error) {
+func (c conn) syncRoutes(l netlink.Link, want []Route, prune bool) error {
+	var err error
+	for range 3 {
+		// A route that was absent when the table was read and exists when it is
+		// added came from a call at the same time. Then the table is read again.
+		if err = c.trySyncRoutes(l, want, prune); !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	return err
+}
+
+func (c conn) trySyncRoutes(l netlink.Link, want []Route, prune bool) (err error) {
 	var back undo.Stack
 	defer back.Run(&err)
 

@@ -130,82 +130,133 @@ func EffectiveRPFilter(ns Namespace, dev string) (int, error) {
 	return value, err
 }
 
-// setSysctls works in the namespace of the calling thread.
-func setSysctls(all []Sysctl) (err error) {
+// setSysctls works in the namespace of the calling thread. If one setting can
+// not be made, those before it get their old values back.
+func setSysctls(all []Sysctl) error { return setSysctlsWith(all, nil) }
+
+// setSysctlsWith also makes the settings of more that exist: a kernel may have
+// no IPv6, or none on a device with a small MTU.
+func setSysctlsWith(all, more []Sysctl) (err error) {
 	var back undo.Stack
 	defer back.Run(&err)
-	for _, s := range all {
-		old, err := readSysctl(s)
+	var dir sysctlDir
+	defer dir.close()
+	for i := range len(all) + len(more) {
+		var s Sysctl
+		if i < len(all) {
+			s = all[i]
+		} else {
+			s = more[i-len(all)]
+		}
+		old, err := dir.set(s)
+		if errors.Is(err, os.ErrNotExist) && i >= len(all) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		if old == s.Value {
 			continue
 		}
-		if err := writeSysctl(s); err != nil {
-			return err
-		}
 		was := s
 		was.Value = old
-		back.Push(func() error { return writeSysctl(was) })
-		// Some settings take a write and keep their value.
-		now, err := readSysctl(s)
-		if err != nil {
+		back.Push(func() error {
+			var dir sysctlDir
+			defer dir.close()
+			_, err := dir.set(was)
 			return err
-		}
-		if now != s.Value {
-			return fmt.Errorf("set sysctl %s: the kernel keeps %d", s, now)
-		}
+		})
 	}
 	return nil
 }
 
 func readSysctl(s Sysctl) (int, error) {
-	text, err := os.ReadFile(s.path())
-	if err != nil {
-		return 0, fmt.Errorf("read sysctl %s: %w", s.key(), cause(err))
-	}
-	value, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	var dir sysctlDir
+	defer dir.close()
+	fd, err := dir.open(s, unix.O_RDONLY)
 	if err != nil {
 		return 0, fmt.Errorf("read sysctl %s: %w", s.key(), err)
 	}
-	return value, nil
+	defer unix.Close(fd)
+	return readSysctlFile(s, fd)
 }
 
-func writeSysctl(s Sysctl) error {
-	f, err := os.OpenFile(s.path(), os.O_WRONLY, 0)
+// sysctlDir remembers the folder of the last setting. Each namespace has its
+// own folders of the same names, and the kernel looks through all of them one
+// by one, so with a thousand namespaces a walk from the root is slow.
+type sysctlDir struct {
+	path string
+	fd   int
+}
+
+func (d *sysctlDir) close() {
+	if d.path != "" {
+		unix.Close(d.fd)
+		d.path = ""
+	}
+}
+
+func (d *sysctlDir) open(s Sysctl, mode int) (int, error) {
+	folder, file := filepath.Split(s.path())
+	if d.path != folder {
+		d.close()
+		fd, err := unix.Open(folder, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, err
+		}
+		d.path, d.fd = folder, fd
+	}
+	return unix.Openat(d.fd, file, mode|unix.O_CLOEXEC, 0)
+}
+
+// set makes a setting hold, writes only if it differs, and returns what it was.
+func (d *sysctlDir) set(s Sysctl) (int, error) {
+	// A setting that is right already needs no right to write.
+	fd, openErr := d.open(s, unix.O_RDWR)
+	if openErr != nil {
+		var err error
+		if fd, err = d.open(s, unix.O_RDONLY); err != nil {
+			return 0, fmt.Errorf("read sysctl %s: %w", s.key(), err)
+		}
+	}
+	defer unix.Close(fd)
+	old, err := readSysctlFile(s, fd)
+	if err != nil || old == s.Value {
+		return old, err
+	}
+	err = openErr
 	if err == nil {
-		_, err = f.WriteString(strconv.Itoa(s.Value))
-		err = errors.Join(err, f.Close())
+		_, err = unix.Pwrite(fd, strconv.AppendInt(nil, int64(s.Value), 10), 0)
 	}
 	switch {
 	case errors.Is(err, unix.EROFS):
-		return fmt.Errorf("set sysctl %s: %w; mount /proc/sys writable or set it from outside", s, cause(err))
+		return old, fmt.Errorf("set sysctl %s: %w; mount /proc/sys writable or set it from outside", s, err)
 	case err != nil:
-		return fmt.Errorf("set sysctl %s: %w", s, explainPermission(cause(err)))
+		return old, fmt.Errorf("set sysctl %s: %w", s, explainPermission(err))
 	}
-	return nil
+	// Some settings take a write and keep their value.
+	now, err := readSysctlFile(s, fd)
+	if err == nil && now != s.Value {
+		err = fmt.Errorf("set sysctl %s: the kernel keeps %d", s, now)
+	}
+	return old, err
 }
 
-// cause drops the path from an error of package os, since our text has the key.
-func cause(err error) error {
-	var p *os.PathError
-	if errors.As(err, &p) {
-		return p.Err
+func readSysctlFile(s Sysctl, fd int) (int, error) {
+	var text [32]byte
+	n, err := unix.Pread(fd, text[:], 0)
+	if err == nil {
+		var value int
+		if value, err = strconv.Atoi(strings.TrimSpace(string(text[:n]))); err == nil {
+			return value, nil
+		}
 	}
-	return err
+	return 0, fmt.Errorf("read sysctl %s: %w", s.key(), err)
 }
 
-// kernelHasIPv6 tells whether the namespace of the calling thread knows IPv6 at
-// all, which a kernel may be built or started without.
+// kernelHasIPv6 tells whether the kernel knows IPv6 at all, which it may be
+// built or started without.
 func kernelHasIPv6() bool {
 	_, err := os.Stat("/proc/sys/net/ipv6")
-	return err == nil
-}
-
-// hasIPv6 tells whether a device can have IPv6: the kernel takes it away from
-// devices with an MTU below 1280, settings included.
-func hasIPv6(dev string) bool {
-	_, err := os.Stat("/proc/sys/net/ipv6/conf/" + dev)
 	return err == nil
 }

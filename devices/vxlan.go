@@ -180,7 +180,7 @@ func (c conn) ensureVXLAN(want VXLAN) (got Link, err error) {
 	if err := c.reshape(l, shape{mtu: want.MTU, mac: want.MAC}); err != nil {
 		return Link{}, err
 	}
-	if err := setSysctls(quiet(want.Name)); err != nil {
+	if err := quiet(want.Name); err != nil {
 		return Link{}, err
 	}
 	if err := c.up(l); err != nil {

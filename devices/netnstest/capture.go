@@ -55,7 +55,7 @@ func (h *Host) Capture(device string) *Capture {
 		file:    os.NewFile(uintptr(fd), "capture of "+device),
 		arrived: make(chan struct{}), done: make(chan struct{}),
 	}
-	go c.read()
+	h.lab.start(c.read)
 	h.lab.atEnd(c.end)
 	return c
 }

@@ -25,8 +25,8 @@ func (h *Host) Echo(at netip.AddrPort) netip.AddrPort {
 	s := &echoServer{tcp: tcp, udp: udp, conns: make(map[net.Conn]bool)}
 	h.lab.atEnd(s.stop)
 	s.running.Add(2)
-	go s.serveTCP()
-	go s.serveUDP()
+	h.lab.start(s.serveTCP)
+	h.lab.start(s.serveUDP)
 	return tcp.Addr().(*net.TCPAddr).AddrPort()
 }
 

@@ -4,6 +4,8 @@ package netnstest
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"runtime"
 	"runtime/pprof"
 	"strings"
@@ -27,17 +29,34 @@ func ofRuntime(stack string) bool {
 	return false
 }
 
-// labelled returns the stacks of the goroutines that carry the label of a lab:
-// those that its test started and that have not ended. The profile joins equal
-// stacks, so there is one entry per place.
-func labelled(id string) []string {
-	var profile bytes.Buffer
-	// In this form, 1, the profile shows the labels. Writing to memory cannot
-	// fail.
-	_ = pprof.Lookup("goroutine").WriteTo(&profile, 1)
+// start runs fn on a goroutine of the lab itself, whichever lab the caller's
+// label names.
+func (l *Lab) start(fn func()) {
+	go pprof.Do(context.Background(), pprof.Labels(labelKey, l.id), func(context.Context) { fn() })
+}
+
+// exists is a goroutine that is there as long as the lab is, for [Lab.alone] of
+// another one to see. The package keeps no list of labs.
+func (l *Lab) exists() { <-l.over }
+
+// profile returns the goroutines of the process with their labels. It joins
+// those that are equal, so there is one entry per place and label.
+func profile() []string {
+	var text bytes.Buffer
+	// Only this form, 1, shows the labels. Writing to memory cannot fail.
+	_ = pprof.Lookup("goroutine").WriteTo(&text, 1)
+	return strings.Split(text.String(), "\n\n")
+}
+
+// label is how the profile shows the label of a lab.
+func (l *Lab) label() string { return fmt.Sprintf("%q:%q", labelKey, l.id) }
+
+// goroutines returns the stacks of those that carry the label of the lab: the
+// ones that its test started and that have not ended.
+func (l *Lab) goroutines() []string {
 	var found []string
-	for block := range strings.SplitSeq(profile.String(), "\n\n") {
-		if strings.Contains(block, `"`+labelKey+`":"`+id+`"`) && !ofRuntime(block) {
+	for _, block := range profile() {
+		if strings.Contains(block, l.label()) && !ofRuntime(block) {
 			found = append(found, shorten(block))
 		}
 	}
@@ -80,10 +99,15 @@ func stacks() map[string]string {
 	return all
 }
 
-// alone tells whether no other test runs in the process at the moment. A test
-// that waits for its subtests or for its turn has the testing package on top
-// of its stack.
-func alone() bool {
+// alone tells whether no other test and no other lab is there at the moment. A
+// test that waits for its subtests or for its turn has the testing package on
+// top of its stack.
+func (l *Lab) alone() bool {
+	for _, block := range profile() {
+		if strings.Contains(block, "netnstest.(*Lab).exists") && !strings.Contains(block, l.label()) {
+			return false
+		}
+	}
 	own := make([]byte, 64)
 	own = own[:runtime.Stack(own, false)]
 	me, _, _ := strings.Cut(strings.TrimPrefix(string(own), "goroutine "), " ")

@@ -50,6 +50,7 @@ type Lab struct {
 	cfg Config
 	// id labels the goroutines that the test starts from here on.
 	id     string
+	over   chan struct{} // closed when the lab is being taken apart
 	before census
 
 	mu       sync.Mutex
@@ -83,10 +84,11 @@ func New(t testing.TB, cfg Config) *Lab {
 	if err != nil {
 		t.Fatalf("netnstest: make a lab: %v", err)
 	}
-	l := &Lab{t: t, cfg: cfg, id: rand.Text(), before: before}
+	l := &Lab{t: t, cfg: cfg, id: rand.Text(), over: make(chan struct{}), before: before}
 	// Goroutines inherit the labels of the one that starts them, which tells
 	// those of this test from those of its parallel neighbours.
 	pprof.SetGoroutineLabels(pprof.WithLabels(context.Background(), pprof.Labels(labelKey, l.id)))
+	l.start(l.exists)
 	t.Cleanup(l.end)
 	return l
 }
@@ -153,6 +155,7 @@ func (l *Lab) atEnd(fn func()) {
 func (l *Lab) end() {
 	// What runs from here on is the lab's and not the test's.
 	pprof.SetGoroutineLabels(context.Background())
+	close(l.over)
 	for {
 		l.mu.Lock()
 		n := len(l.ends)

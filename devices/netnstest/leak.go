@@ -34,7 +34,7 @@ func untilNone(look func() []string) []string {
 func (l *Lab) leaks() []string {
 	return untilNone(func() []string {
 		found := l.leftOfNamespaces()
-		for _, stack := range labelled(l.id) {
+		for _, stack := range l.goroutines() {
 			found = append(found, "goroutine\n"+stack)
 		}
 		return append(found, l.leftOfProcess()...)
@@ -68,7 +68,7 @@ func (l *Lab) leftOfNamespaces() []string {
 			}
 		}
 		if h.nsName != "" {
-			if path := filepath.Join(devices.NamespaceDir, h.nsName); exists(path) {
+			if path := filepath.Join(devices.NamespaceDir, h.nsName); isThere(path) {
 				found = append(found, "the file "+path)
 			}
 		}
@@ -109,13 +109,13 @@ func (l *Lab) leftOfProcess() []string {
 			found = append(found, "link "+link+" in the namespace of the test process")
 		}
 	}
-	if len(found) > 0 && !alone() {
+	if len(found) > 0 && !l.alone() {
 		return nil
 	}
 	return found
 }
 
-func exists(path string) bool {
+func isThere(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
 }

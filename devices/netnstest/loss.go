@@ -90,8 +90,8 @@ func (l *Lab) LossMeterWith(cfg LossConfig) *LossMeter {
 		l.t.Fatalf("netnstest: start a loss meter: %v", err)
 	}
 	l.atEnd(func() { m.Stop() })
-	go m.send()
-	go m.receive()
+	l.start(m.send)
+	l.start(m.receive)
 	return m
 }
 

@@ -24,24 +24,26 @@ static __always_inline int answer(struct __sk_buff *skb, __u32 counted_as)
 }
 
 /* ARP and NDP end here: an endpoint has one neighbour, the gateway. */
-static __noinline int neighbour(struct __sk_buff *skb, struct packet *p, int is_arp)
+__global int neighbour(struct __sk_buff *skb, struct packet *p, int is_arp)
 {
 	__u32 ifindex = skb->ifindex;
 	struct endpoint *ep = bpf_map_lookup_elem(&endpoint_by_ifindex, &ifindex);
 	int err;
 
-	if (!ep)
+	if (!ep || !p)
 		return drop(skb, HOOK, DROP_UNKNOWN_ENDPOINT);
 	err = is_arp ? neighbour_answer_arp(skb, ep) : neighbour_answer_ndp(skb, p, ep);
 	return err ? drop(skb, HOOK, (__u32)err) : answer(skb, ACTION_ANSWERED);
 }
 
-static __noinline int slow(struct __sk_buff *skb, struct packet *p)
+__global int slow(struct __sk_buff *skb, struct packet *p)
 {
 	struct verdict v = {};
 	struct flow *f = NULL;
 	int judged = 0, err;
 
+	if (!p)
+		return TCX_DROP;
 	err = path_prepare(p, &f);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);

@@ -16,12 +16,14 @@
 
 #define HOOK PROGRAM_FROM_HOST
 
-static __noinline int slow(struct __sk_buff *skb, struct packet *p)
+__global int slow(struct __sk_buff *skb, struct packet *p)
 {
 	struct verdict v = {};
 	struct flow *f = NULL;
 	int judged = 0, err;
 
+	if (!p)
+		return TCX_DROP;
 	err = path_prepare(p, &f);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);

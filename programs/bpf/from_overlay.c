@@ -52,12 +52,14 @@ static __always_inline int answer(struct __sk_buff *skb, const struct verdict *v
 	return (int)bpf_redirect(skb->ifindex, 0);
 }
 
-static __noinline int slow(struct __sk_buff *skb, struct packet *p, struct sender *from)
+__global int slow(struct __sk_buff *skb, struct packet *p, struct sender *from)
 {
 	struct verdict v = {};
 	struct flow *f = NULL;
 	int judged = 0, err;
 
+	if (!p || !from)
+		return TCX_DROP;
 	err = path_prepare(p, &f);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);

@@ -28,12 +28,14 @@ static __always_inline int is_admitted(const struct flow *f, const struct __sk_b
 	return f && f->judged == node.epoch && f->verdict.oif == skb->ifindex;
 }
 
-static __noinline int slow(struct __sk_buff *skb, struct packet *p)
+__global int slow(struct __sk_buff *skb, struct packet *p)
 {
 	struct verdict v = {};
 	struct flow *f = NULL;
 	int err;
 
+	if (!p)
+		return TCX_DROP;
 	err = path_prepare(p, &f);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);

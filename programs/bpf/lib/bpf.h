@@ -22,8 +22,12 @@ typedef __u32 __be32;
 
 #define SEC(name) __attribute__((section(name), used))
 #define __always_inline inline __attribute__((always_inline))
-/* A header may hold more than one program needs. */
-#define __noinline __attribute__((noinline, unused))
+/*
+ * A function that the verifier checks once, for any arguments, and not again
+ * on each way that leads to it. It takes its pointers for possibly NULL and
+ * must look. Kernel 5.13.
+ */
+#define __global __attribute__((noinline))
 #define __unused __attribute__((unused))
 #define __packed __attribute__((packed))
 #define likely(x) __builtin_expect(!!(x), 1)

@@ -18,7 +18,7 @@ static __always_inline void count(const struct __sk_buff *skb, __u32 program, __
 	}
 }
 
-static __noinline int drop(struct __sk_buff *skb, __u32 program, __u32 reason)
+__global int drop(struct __sk_buff *skb, __u32 program, __u32 reason)
 {
 	count(skb, program, reason & (DROP_COUNT - 1));
 	return TCX_DROP;

@@ -97,13 +97,13 @@ static __always_inline __u8 seen_of(__u8 tcp_flags)
  * the ring is full, so a flood of openings costs the table no more than the
  * ring's size and can not touch what is confirmed. old: room for its tuple.
  */
-static __noinline __u32 flow_take_slot(struct tuple *t, struct tuple *old)
+__global __u32 flow_take_slot(struct tuple *t, struct tuple *old)
 {
 	__u32 slot = __sync_fetch_and_add(&flow_ring_head, 1) & unconfirmed_mask;
 	struct tuple *place = bpf_map_lookup_elem(&flow_ring, &slot);
 	struct flow *f;
 
-	if (!place)
+	if (!place || !t || !old)
 		return slot;
 	*old = *place;
 	*place = *t;
@@ -127,12 +127,14 @@ static __always_inline void flow_count_failure(long err)
  * entry is empty: its first packet is judged where it arrives. A table that is
  * full is not the packet's fault: it goes on, and the next one is judged anew.
  */
-static __noinline void flow_create(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+__global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict *v)
 {
 	struct flow f = {};
 	struct tuple reply;
 	long err;
 
+	if (!p || !v)
+		return 0;
 	tuple_reverse(&p->tuple, &reply);
 	f.last_seen = (__u32)bpf_jiffies64();
 	f.created = f.last_seen;
@@ -141,7 +143,7 @@ static __noinline void flow_create(struct __sk_buff *skb, struct packet *p, stru
 	err = bpf_map_update_elem(&flows, &reply, &f, BPF_NOEXIST);
 	if (err && err != -EEXIST) {
 		flow_count_failure(err);
-		return;
+		return 0;
 	}
 
 	f.peer = reply;
@@ -161,27 +163,30 @@ static __noinline void flow_create(struct __sk_buff *skb, struct packet *p, stru
 		flow_count_failure(err);
 		bpf_map_delete_elem(&flows, &f.peer);
 	}
+	return 0;
 }
 
 /*
  * Writes a new verdict. Where it differs, the entry is replaced as a whole: a
  * packet on another CPU sees the old verdict or the new one, never a mixture.
  */
-static __noinline void flow_judge_again(struct tuple *t, struct verdict *v)
+__global int flow_judge_again(struct tuple *t, struct verdict *v)
 {
-	struct flow *f = flow_lookup(t);
-	struct flow copy;
+	struct flow *f, copy;
 
+	if (!t || !v)
+		return 0;
+	f = flow_lookup(t);
 	if (!f)
-		return;
+		return 0;
 	if (!__builtin_memcmp(&f->verdict, v, sizeof(*v))) {
 		f->judged = node.epoch;
-		return;
+		return 0;
 	}
 	copy = *f;
 	copy.verdict = *v;
 	copy.judged = node.epoch;
-	bpf_map_update_elem(&flows, t, &copy, BPF_EXIST);
+	return (int)bpf_map_update_elem(&flows, t, &copy, BPF_EXIST);
 }
 
 /*
@@ -189,10 +194,12 @@ static __noinline void flow_judge_again(struct tuple *t, struct verdict *v)
  * originator has sent a packet after having got a reply: a forged opening gets
  * a reply perhaps, but its sender can not go on from it.
  */
-static __noinline void flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
+__global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 {
 	struct flow *other;
 
+	if (!p || !f)
+		return 0;
 	f->packets++;
 	f->bytes += skb->len;
 	if (f->flags & FLOW_REPLY) {
@@ -210,4 +217,5 @@ static __noinline void flow_track(struct __sk_buff *skb, struct packet *p, struc
 	}
 	f->seen |= seen_of(p->tcp_flags);
 	f->epoch = f->judged;
+	return 0;
 }

@@ -66,11 +66,13 @@ static __always_inline int fragment_is_complete(const struct fragments *f)
 }
 
 /* Notes the ports of a first fragment. */
-static __noinline int fragment_first(struct packet *p)
+__global int fragment_first(struct packet *p)
 {
 	struct fragments f = {}, *known;
 	struct fragment_key key;
 
+	if (!p)
+		return DROP_BAD_FRAGMENT;
 	fragment_key_of(p, &key);
 	f.sport = p->tuple.sport;
 	f.dport = p->tuple.dport;
@@ -88,11 +90,13 @@ static __noinline int fragment_first(struct packet *p)
  * Gives a later fragment the ports of its first one. With the last missing
  * piece the datagram is forgotten, so its identifier may come again at once.
  */
-static __noinline int fragment_later(struct packet *p)
+__global int fragment_later(struct packet *p)
 {
 	struct fragment_key key;
 	struct fragments *f;
 
+	if (!p)
+		return DROP_BAD_FRAGMENT;
 	fragment_key_of(p, &key);
 	f = bpf_map_lookup_elem(&fragments_seen, &key);
 	if (!f || (__u32)bpf_jiffies64() - f->started >= fragment_timeout)

@@ -58,16 +58,17 @@ static __always_inline int icmp_resize(struct __sk_buff *skb, const struct packe
 	return DROP_NONE;
 }
 
-static __noinline int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
+__global int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
 {
-	__u8 quote[ICMP_QUOTE_MAX] = {};
 	struct address gateway = config_address(&gateway_ipv4);
+	__u8 quote[ICMP_QUOTE_MAX] = {};
 	struct icmp_error4 h = {};
-	__u32 len = (__u32)p->l4 - ETH_HLEN + 8;
 	struct ethhdr eth;
+	__u32 len;
 
-	if (address_is_zero(&gateway))
+	if (!p || address_is_zero(&gateway))
 		return DROP_REWRITE_FAILED;
+	len = (__u32)p->l4 - ETH_HLEN + 8;
 	if (len < 28 || len > 68)
 		return DROP_BAD_LENGTH;
 	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, quote, len))
@@ -96,21 +97,22 @@ static __noinline int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 
 	return DROP_NONE;
 }
 
-static __noinline int icmp_error6(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
+__global int icmp_error6(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
 {
-	__u8 quote[ICMP_QUOTE_MAX] = {};
 	struct address gateway = config_address(&gateway_ipv6);
+	__u8 quote[ICMP_QUOTE_MAX] = {};
 	struct icmp_error6 h = {};
-	__u32 len = (__u32)p->l4 - ETH_HLEN + 8;
 	struct ethhdr eth;
+	__u32 len;
 	struct {
 		__be32 len;
 		__be32 nexthdr;
 	} pseudo = {};
 	__u32 sum;
 
-	if (address_is_zero(&gateway))
+	if (!p || address_is_zero(&gateway))
 		return DROP_REWRITE_FAILED;
+	len = (__u32)p->l4 - ETH_HLEN + 8;
 	if (len < 48)
 		return DROP_BAD_LENGTH;
 	if (len > ICMP_QUOTE_MAX)

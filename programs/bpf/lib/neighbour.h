@@ -20,12 +20,14 @@ struct arp_frame {
 } __packed;
 
 /* Turns the question into the answer, or says why there is none. */
-static __noinline int neighbour_answer_arp(struct __sk_buff *skb, struct endpoint *ep)
+__global int neighbour_answer_arp(struct __sk_buff *skb, struct endpoint *ep)
 {
 	struct address gateway = config_address(&gateway_ipv4);
 	struct arp_frame f;
 	__u8 asked[4];
 
+	if (!ep)
+		return DROP_UNKNOWN_ENDPOINT;
 	if (bpf_skb_load_bytes(skb, 0, &f, sizeof(f)))
 		return DROP_TRUNCATED;
 	if (f.arp.hardware != htons(1) || f.arp.protocol != htons(ETH_P_IP) || f.arp.hardware_len != ETH_ALEN ||
@@ -67,7 +69,7 @@ struct nd_frame {
 /* router, solicited, override */
 #define NA_FLAGS 0xe0000000
 
-static __noinline int neighbour_answer_ndp(struct __sk_buff *skb, struct packet *p, struct endpoint *ep)
+__global int neighbour_answer_ndp(struct __sk_buff *skb, struct packet *p, struct endpoint *ep)
 {
 	struct address gateway = config_address(&gateway_ipv6);
 	struct nd_frame f = {};
@@ -77,6 +79,8 @@ static __noinline int neighbour_answer_ndp(struct __sk_buff *skb, struct packet 
 	} pseudo = {};
 	__u32 sum;
 
+	if (!p || !ep)
+		return DROP_UNKNOWN_ENDPOINT;
 	/* The option of a solicitation, and all that would follow it, is not read. */
 	if (bpf_skb_load_bytes(skb, 0, &f, __builtin_offsetof(struct nd_frame, na.option)))
 		return DROP_TRUNCATED;

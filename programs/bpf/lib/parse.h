@@ -262,12 +262,15 @@ static __always_inline int parse_fragment(struct packet *p, __u32 start, int mor
 }
 
 /* An ICMP error speaks of the packet that it quotes: take the reply's tuple from there. */
-static __noinline int parse_icmp_error(struct __sk_buff *skb, struct packet *p)
+__global int parse_icmp_error(struct __sk_buff *skb, struct packet *p)
 {
-	__u32 at = (__u32)p->l4 + sizeof(struct icmphdr);
 	__be16 ports[4] = {};
 	struct tuple inner = {};
+	__u32 at;
 
+	if (!p)
+		return DROP_TRUNCATED;
+	at = (__u32)p->l4 + sizeof(struct icmphdr);
 	if (p->family == 4) {
 		struct iphdr ip;
 		__u32 header;
@@ -395,11 +398,14 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
  * transport's number and place in p. A fragment header may be followed by more
  * headers in the first fragment only.
  */
-static __noinline int parse_ipv6_extensions(struct __sk_buff *skb, struct packet *p)
+__global int parse_ipv6_extensions(struct __sk_buff *skb, struct packet *p)
 {
-	__u32 end = ETH_HLEN + (__u32)p->l3_len;
-	__u32 at = p->l4;
+	__u32 at, end;
 
+	if (!p)
+		return DROP_TRUNCATED;
+	at = p->l4;
+	end = ETH_HLEN + (__u32)p->l3_len;
 	for (int i = 0; i < MAX_IPV6_EXTENSIONS; i++) {
 		struct ipv6_frag ext; /* the longest of those that are looked into */
 		__u32 len;
@@ -502,10 +508,12 @@ static __always_inline int parse_linear(struct __sk_buff *skb, struct packet *p)
 }
 
 /* The headers may lie in a part of the packet that can not be read in place: bring them in. */
-static __noinline int parse_pulled(struct __sk_buff *skb, struct packet *p)
+__global int parse_pulled(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 len = skb->len;
 
+	if (!p)
+		return DROP_TRUNCATED;
 	if (len > PARSE_PULL)
 		len = PARSE_PULL;
 	if (bpf_skb_pull_data(skb, len))

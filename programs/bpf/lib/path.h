@@ -21,7 +21,7 @@
  * The flow that the packet belongs to, if there is a usable one. A SYN on a
  * connection that is over starts a new one under the same tuple.
  */
-static __noinline struct flow *path_flow(struct packet *p)
+static __always_inline struct flow *path_flow(const struct packet *p)
 {
 	struct flow *f = flow_revive(flow_lookup(&p->tuple));
 

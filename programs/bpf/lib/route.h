@@ -132,13 +132,15 @@ static __always_inline int route_to_host(const struct packet *p, struct verdict 
 	return DROP_NONE;
 }
 
-static __noinline int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+__global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct verdict *v)
 {
 	const struct endpoint *to;
 	const struct peer *peer;
 	__u32 identity = IDENTITY_UNKNOWN;
 	int err;
 
+	if (!p || !v)
+		return DROP_NO_ROUTE;
 	v->iif = skb->ifindex;
 	v->flags = VERDICT_DECREMENT_TTL;
 	err = addresses_are_sane(p);
@@ -158,12 +160,14 @@ static __noinline int route_from_endpoint(struct __sk_buff *skb, struct packet *
 	return route_to_host(p, v);
 }
 
-static __noinline int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct sender *from, struct verdict *v)
+__global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct sender *from, struct verdict *v)
 {
 	struct address gateway4 = config_address(&gateway_ipv4), gateway6 = config_address(&gateway_ipv6);
 	const struct endpoint *to;
 	int err;
 
+	if (!p || !v || !from)
+		return DROP_NO_ROUTE;
 	v->iif = skb->ifindex;
 	v->flags = VERDICT_DECREMENT_TTL;
 	v->vni = from->vni;
@@ -185,12 +189,14 @@ static __noinline int route_from_overlay(struct __sk_buff *skb, struct packet *p
 }
 
 /* The stack has counted the hop if there was one. */
-static __noinline int route_from_host(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+__global int route_from_host(struct __sk_buff *skb, struct packet *p, struct verdict *v)
 {
 	const struct endpoint *to;
 	const struct peer *peer;
 	int err;
 
+	if (!p || !v)
+		return DROP_NO_ROUTE;
 	v->iif = skb->ifindex;
 	v->flags = 0;
 	err = addresses_are_sane(p);
@@ -210,11 +216,14 @@ static __noinline int route_from_host(struct __sk_buff *skb, struct packet *p, s
 }
 
 /* What the stack, or another program, puts straight on an endpoint's device. */
-static __noinline int route_to_endpoint_device(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+__global int route_to_endpoint_device(struct __sk_buff *skb, struct packet *p, struct verdict *v)
 {
-	const struct endpoint *to = endpoint_lookup(&p->tuple.daddr);
+	const struct endpoint *to;
 	int err;
 
+	if (!p || !v)
+		return DROP_NO_ROUTE;
+	to = endpoint_lookup(&p->tuple.daddr);
 	err = addresses_are_sane(p);
 	if (err)
 		return err;

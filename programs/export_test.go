@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package programs
+
+import "net"
+
+// SetForTest gives a datapath the devices that a packet test only names.
+func SetForTest(d *Datapath, host, overlay uint32, mac net.HardwareAddr, attached map[uint32]uint32) {
+	must := func(err error) {
+		if err != nil {
+			panic(err)
+		}
+	}
+	must(d.state.SetHost(host, host+100, mac))
+	must(d.state.SetOverlay(overlay))
+	for ifindex, id := range attached {
+		must(d.attached.Put(ifindex, id))
+	}
+	must(d.state.Bump())
+}
