@@ -36,6 +36,6 @@
 //
 // # Needs
 //
-// Linux 5.14 for [Namespace.Cookie], 5.2 for the rest, and root or CAP_NET_ADMIN
+// Linux 5.14 for [Namespace.Cookie], 4.20 for the rest, and root or CAP_NET_ADMIN
 // and CAP_SYS_ADMIN. /proc/sys must be writable where a sysctl differs.
 package devices

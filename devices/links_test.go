@@ -118,7 +118,7 @@ func TestListLinksUnderChurn(t *testing.T) {
 	defer group.Wait()
 	defer close(stop)
 	interrupted := 0
-	for round := 0; round < 2000 && (round < 50 || interrupted < 20); round++ {
+	for round := 0; round < 2000 && (round < 50 || interrupted < 3); round++ {
 		with(t, ns, func(c conn) error {
 			_, err := c.LinkList()
 			if errors.Is(err, netlink.ErrDumpInterrupted) {

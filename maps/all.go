@@ -17,6 +17,11 @@ import (
 // gives up with ebpf.ErrIterationAborted.
 const restarts = 128
 
+// rounds bounds a walk from key to key over a hash: it goes round the table no
+// more than so often, and in one round passes over no more than so many times
+// the keys it knows.
+const rounds = 16
+
 // All walks over the entries. While programs and other goroutines change the
 // table, each entry that is there all the time is yielded, exactly once; one
 // that comes or goes meanwhile is yielded once or not at all. A value is what
@@ -24,6 +29,10 @@ const restarts = 128
 // method of the table, Delete and Close among them, and may end early. After an
 // error nothing more is yielded; a walk that changes of the table keep throwing
 // back ends with [ebpf.ErrIterationAborted].
+//
+// Kinds without batch look-up, such as tables of devices, are walked from key to
+// key. There an entry can be missed if its value is replaced, again and again,
+// just when the walk is in its bucket.
 //
 // An array yields its whole capacity. In a trie, an entry that is deleted while
 // the kernel reads it may come with the value of the prefix that covers it.
@@ -143,42 +152,58 @@ func (m *Map[K, V]) lookupBatch(b *buffer[K, V], in, out []byte) (int, error) {
 }
 
 // walkKeys goes from key to key, for kinds without batches. When the key it
-// stands at is deleted, the kernel starts again at the front; keys that were
-// visited before are passed over then. In tries the order of keys tells which
-// those are, elsewhere a set of them is kept. Entries are visited one by one, so
-// that values are fresh.
+// stands at is deleted, the kernel starts again at the front, and keys that were
+// visited before are passed over. In tries the order of keys tells which those
+// are. In hashes a set of them is kept, and there is one more trap: a value that
+// is replaced moves to the front of its bucket, so a walk inside that bucket
+// misses it. Therefore rounds are made until one finds nothing new.
 func (m *Map[K, V]) walkKeys(b *buffer[K, V], visit func(b *buffer[K, V], count int) bool) error {
 	if err := m.enter(); err != nil {
 		return err
 	}
 	array, trie := isArray(m.em.Type()), m.em.Type() == ebpf.LPMTrie
 	m.leave()
-
-	var order trieOrder
-	var seen *index[K]
-	if !array && !trie {
-		seen = newIndex[K]()
+	switch {
+	case array:
+		_, _, err := m.round(b, visit, func([]byte, *K) (bool, bool) { return true, false })
+		return err
+	case trie:
+		var order trieOrder
+		_, _, err := m.round(b, visit, func(key []byte, _ *K) (isNew, giveUp bool) {
+			isNew = order.isNew(key)
+			return isNew, order.wraps > restarts
+		})
+		return err
 	}
-	again, wraps := false, 0
-	var at, next K
-	err := m.nextKey(nil, &at)
-	for ; err == nil; at = next {
-		fresh := true
-		switch {
-		case trie:
-			fresh = order.isNew(keyBytes(&at))
-			wraps = order.wraps
-		case seen != nil:
-			if _, fresh = seen.add(&at); !fresh && !again {
-				wraps++
+	seen := newIndex[K]()
+	for range rounds {
+		again := 0
+		found, more, err := m.round(b, visit, func(_ []byte, key *K) (isNew, giveUp bool) {
+			if _, isNew = seen.add(key); !isNew {
+				again++
 			}
-			again = !fresh
+			return isNew, again > rounds*(len(seen.keys)+batchLeast)
+		})
+		if err != nil || !more || found == 0 {
+			return err
 		}
-		if wraps > restarts {
-			return ebpf.ErrIterationAborted
+	}
+	return nil
+}
+
+// round goes over all keys once and visits those that judge calls new. It
+// returns how many those were, and false if visit wants no more.
+func (m *Map[K, V]) round(b *buffer[K, V], visit func(b *buffer[K, V], count int) bool, judge func(key []byte, at *K) (isNew, giveUp bool)) (found int, more bool, err error) {
+	var at, next K
+	err = m.nextKey(nil, &at)
+	for ; err == nil; at = next {
+		isNew, giveUp := judge(keyBytes(&at), &at)
+		if giveUp {
+			return found, false, ebpf.ErrIterationAborted
 		}
 		there := false
-		if fresh {
+		if isNew {
+			found++
 			if there, err = m.read(b, &at); err != nil {
 				break
 			}
@@ -186,13 +211,13 @@ func (m *Map[K, V]) walkKeys(b *buffer[K, V], visit func(b *buffer[K, V], count 
 		// The step is taken before the visit, which may well delete the entry.
 		err = m.nextKey(&at, &next)
 		if there && !visit(b, 1) {
-			return nil
+			return found, false, nil
 		}
 	}
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil
+		err = nil
 	}
-	return explainPermission(err)
+	return found, true, explainPermission(err)
 }
 
 // nextKey finds the key behind at, or the first one if at is nil.

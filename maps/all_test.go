@@ -177,7 +177,7 @@ func TestAWalkThatIsAlwaysThrownBackGivesUp(t *testing.T) {
 	require.Len(t, errs, 1)
 	require.ErrorIs(t, errs[0], ebpf.ErrIterationAborted)
 	require.ErrorContains(t, errs[0], "thrown")
-	assert.InDelta(t, restarts, len(seen), 2)
+	assert.Less(t, len(seen), 500, "it gave up before the table was empty")
 }
 
 // While half of the entries come and go, each of the other half is seen exactly
@@ -275,6 +275,38 @@ func churn[K, V comparable](t *testing.T, m *Map[K, V], stable, churned, walks i
 	}
 	stop.Store(true)
 	wg.Wait()
+}
+
+// The key that a trie's cursor stands at is deleted between two batches, so each
+// batch starts at the front again.
+func TestATrieWalkThatIsThrownBackSeesNothingTwice(t *testing.T) {
+	t.Parallel()
+	const n = 1000
+	for _, giveUp := range []bool{false, true} {
+		m := makeMap(t, trieSpec("thrown", n), Config{})
+		want := maps.Collect(entries(n, mixedPrefix, numberOf))
+		_, err := m.SetAll(maps.All(want))
+		require.NoError(t, err)
+		b, seen := newBuffer[prefix, uint32](&m.lay, 16), map[prefix]uint32{}
+		turns := 0
+		err = m.walkBatches(&b, func(b *buffer[prefix, uint32], count int) bool {
+			for i, k := range b.keys[:count] {
+				require.NotContains(t, seen, k, "seen twice")
+				seen[k] = b.values[i]
+			}
+			if turns++; turns <= restarts || giveUp {
+				require.NoError(t, m.Delete(b.keys[count-1]))
+			}
+			return true
+		})
+		if giveUp {
+			require.ErrorIs(t, err, ebpf.ErrIterationAborted)
+			require.Less(t, len(seen), n)
+			continue
+		}
+		require.NoError(t, err)
+		assert.Equal(t, want, seen, "each with its own value")
+	}
 }
 
 // The order that compareTrie claims is held against the kernel's own.

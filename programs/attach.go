@@ -178,6 +178,17 @@ func (t *Attachment) ProgramID() (ebpf.ProgramID, error) {
 	return info.Program, nil
 }
 
+// alive reports whether the attachment is still on that device. The kernel
+// answers with index 0 once the device is gone.
+func (t *Attachment) alive(ifindex int) (bool, error) {
+	info, err := t.link.Info()
+	if err != nil {
+		return false, fmt.Errorf("ask the attachment: %w", err)
+	}
+	tcx := info.TCX()
+	return tcx != nil && int(tcx.Ifindex) == ifindex, nil
+}
+
 // Close drops our handle. A pinned attachment stays, any other ends.
 func (t *Attachment) Close() error { return t.link.Close() }
 

@@ -40,6 +40,12 @@ type Config struct {
 	// the blocks. The next Load with it takes over. Empty: nothing is pinned,
 	// and Close takes the programs off the devices.
 	Pins string
+	// EndpointRoutes says that the node's stack, or another program, may put
+	// packets straight on an endpoint's device, for example because it has a
+	// route to each. Then to_endpoint is attached too and judges them. Without
+	// it, all that an endpoint receives has been judged where it came in, and
+	// nothing is attached that would look again.
+	EndpointRoutes bool
 	// Order is the place of our programs among others on the same hook; nil:
 	// behind all of them, since ours have the last word.
 	Order link.Anchor

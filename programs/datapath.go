@@ -51,8 +51,25 @@ func (d *Datapath) AttachOverlay(l Link) error {
 	return d.state.SetOverlay(uint32(l.Ifindex()))
 }
 
-// AttachEndpoint puts from_endpoint and to_endpoint on the host-side device of
-// an endpoint. From then on, and not before, packets are delivered to it. The
+// PrepareEndpoint puts the programs on the host-side device of an endpoint to
+// come. What the device sends is dropped until the endpoint is known, and
+// nothing is delivered to it before AttachEndpoint.
+//
+// Attaching with tcx makes the kernel wait for an RCU grace period, some
+// milliseconds, whatever is attached. Our programs do not depend on the
+// endpoint, so an agent that adds endpoints often keeps a few devices prepared:
+// AttachEndpoint of one costs microseconds.
+func (d *Datapath) PrepareEndpoint(l Link) error {
+	for _, h := range d.endpointHooks() {
+		if err := d.attach(h, l.Ifindex()); err != nil {
+			return errors.Join(fmt.Errorf("prepare interface %d: %w", l.Ifindex(), err), d.detachHooks(l.Ifindex()))
+		}
+	}
+	return nil
+}
+
+// AttachEndpoint puts the programs on the host-side device of an endpoint and
+// opens it: from then on, and not before, packets are delivered to it. The
 // endpoint table must have the endpoint: what the programs do not know they
 // drop. On a device that has our programs already they are replaced in place.
 func (d *Datapath) AttachEndpoint(l Link) error {
@@ -64,15 +81,11 @@ func (d *Datapath) AttachEndpoint(l Link) error {
 	if err := d.endpoints.Lookup(ifindex, &ep); err != nil {
 		return fmt.Errorf("attach the endpoint of interface %d: set it in the endpoint table first: %w", ifindex, err)
 	}
-	if err := d.attach(hookFromEndpoint, int(ifindex)); err != nil {
+	if err := d.PrepareEndpoint(l); err != nil {
 		return fmt.Errorf("attach endpoint %d: %w", ep.Id, err)
 	}
-	if err := d.attach(hookToEndpoint, int(ifindex)); err != nil {
-		return errors.Join(fmt.Errorf("attach endpoint %d: %w", ep.Id, err), d.detach(hookFromEndpoint, int(ifindex)))
-	}
 	if err := d.attached.Put(ifindex, ep.Id); err != nil {
-		return errors.Join(fmt.Errorf("attach endpoint %d: open it to packets: %w", ep.Id, err),
-			d.detach(hookFromEndpoint, int(ifindex)), d.detach(hookToEndpoint, int(ifindex)))
+		return errors.Join(fmt.Errorf("attach endpoint %d: open it to packets: %w", ep.Id, err), d.detachHooks(l.Ifindex()))
 	}
 	return d.state.Bump()
 }
@@ -89,10 +102,22 @@ func (d *Datapath) DetachEndpoint(l Link) error {
 	if err := d.state.Bump(); err != nil {
 		return err
 	}
-	if err := errors.Join(d.detach(hookFromEndpoint, int(ifindex)), d.detach(hookToEndpoint, int(ifindex))); err != nil {
+	if err := d.detachHooks(l.Ifindex()); err != nil {
 		return fmt.Errorf("detach the endpoint of interface %d: %w", ifindex, err)
 	}
 	return nil
+}
+
+func (d *Datapath) endpointHooks() []hook {
+	if d.cfg.EndpointRoutes {
+		return []hook{hookFromEndpoint, hookToEndpoint}
+	}
+	return []hook{hookFromEndpoint}
+}
+
+// detachHooks also clears what a load with other settings has attached.
+func (d *Datapath) detachHooks(ifindex int) error {
+	return errors.Join(d.detach(hookFromEndpoint, ifindex), d.detach(hookToEndpoint, ifindex))
 }
 
 func (d *Datapath) pinOf(h hook, ifindex int) string {
@@ -110,9 +135,9 @@ func (d *Datapath) attach(h hook, ifindex int) error {
 	}
 	key := linkKey{h.name, ifindex}
 	if old := d.links[key]; old != nil {
-		err := old.Replace(d.programs[h.name])
-		if err == nil || !errors.Is(err, unix.ENOLINK) {
-			return err
+		alive, err := old.alive(ifindex)
+		if alive || err != nil {
+			return err // it has our program: that was loaded once and for all
 		}
 		// The device is gone and another has its number.
 		delete(d.links, key)

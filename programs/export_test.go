@@ -18,3 +18,6 @@ func SetForTest(d *Datapath, host, overlay uint32, mac net.HardwareAddr, attache
 	}
 	must(d.state.Bump())
 }
+
+// MarkAttached notes an endpoint as attached without the attachment.
+func MarkAttached(d *Datapath, ifindex, id uint32) error { return d.attached.Put(ifindex, id) }

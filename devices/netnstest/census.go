@@ -77,6 +77,9 @@ func (d descriptor) describe() string {
 	case strings.HasPrefix(d.target, "socket:"):
 		return fmt.Sprintf("%s (descriptor %d)", describeSocket(d.fd), d.fd)
 	}
+	if namespaceOf(d.fd) != 0 {
+		return fmt.Sprintf("a handle of a namespace (descriptor %d)", d.fd)
+	}
 	return fmt.Sprintf("descriptor %d: %s", d.fd, d.target)
 }
 

@@ -49,6 +49,9 @@ func (h *Host) EndpointWith(want devices.Endpoint) *Host {
 	e := h.EndpointNamespace(want.Name, want.Addrs...)
 	want.Namespace = e.ns
 	link, err := devices.EnsureEndpoint(h.ns, want)
+	if err == nil && !want.Hold {
+		err = settleHosts(e, h)
+	}
 	if err != nil {
 		h.lab.t.Fatalf("netnstest: join endpoint %s to %s: %v", want.Name, h.name, err)
 	}
@@ -94,7 +97,7 @@ func (h *Host) forward(e *Host) error {
 	if err := h.addAddrs(device, gateways); err != nil {
 		return err
 	}
-	return h.withLink(device, func(nl *netlink.Handle, link netlink.Link) error {
+	err := h.withLink(device, func(nl *netlink.Handle, link netlink.Link) error {
 		for _, a := range e.addrs {
 			a = a.Unmap()
 			route := &netlink.Route{
@@ -107,6 +110,10 @@ func (h *Host) forward(e *Host) error {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return settleHosts(h)
 }
 
 // gatewayOf returns the first address of the /24 or /64 around a.

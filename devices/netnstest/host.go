@@ -180,16 +180,20 @@ func (h *Host) prepare() error {
 	return h.Sysctl(settings)
 }
 
-// remove gives the namespace back to the kernel.
+// remove gives up the namespace but for our own descriptor, which keeps the
+// kernel from giving its inode number to a new one while we look for leaks.
 func (h *Host) remove() error {
-	var errs []error
+	err := h.ns.Close()
+	if h.nsName != "" {
+		err = errors.Join(err, devices.RemoveNamed(h.nsName))
+	}
+	return err
+}
+
+// forget lets the kernel end the namespace, with all that is in it.
+func (h *Host) forget() {
 	if h.fd >= 0 {
-		errs = append(errs, unix.Close(h.fd))
+		unix.Close(h.fd)
 		h.fd = -1
 	}
-	errs = append(errs, h.ns.Close())
-	if h.nsName != "" {
-		errs = append(errs, devices.RemoveNamed(h.nsName))
-	}
-	return errors.Join(errs...)
 }

@@ -59,7 +59,9 @@ type Lab struct {
 	nodes    int
 	outsides int
 	pinDir   string
-	ends     []func()
+	// pinsAtFirst are the names that the kernel put there.
+	pinsAtFirst map[string]bool
+	ends        []func()
 }
 
 // NewLab is New with the zero [Config].
@@ -175,6 +177,9 @@ func (l *Lab) end() {
 		}
 	}
 	leaks = append(leaks, l.leaks()...)
+	for _, h := range l.hosts {
+		h.forget()
+	}
 	for _, leak := range leaks {
 		if l.t.Failed() {
 			// A test that stopped half-way could not clean up.
@@ -228,6 +233,9 @@ func (l *Lab) Wire(a, b *Host) (deviceA, deviceB string) {
 		if err := end.host.adopt(end.device); err != nil {
 			l.t.Fatalf("netnstest: wire %s to %s: %v", a.name, b.name, err)
 		}
+	}
+	if err := settleHosts(a, b); err != nil {
+		l.t.Fatalf("netnstest: wire %s to %s: %v", a.name, b.name, err)
 	}
 	return nameA, nameB
 }

@@ -29,8 +29,8 @@ func untilNone(look func() []string) []string {
 	}
 }
 
-// leaks returns what of the lab, or of its test, is still there. The
-// namespaces are given back by now.
+// leaks returns what of the lab, or of its test, is still there beside our own
+// descriptors of the namespaces.
 func (l *Lab) leaks() []string {
 	return untilNone(func() []string {
 		found := l.leftOfNamespaces()
@@ -51,7 +51,7 @@ func (l *Lab) leftOfNamespaces() []string {
 	var found []string
 	for _, d := range descriptors {
 		if h := l.holder(d); h != nil {
-			found = append(found, fmt.Sprintf("%s in the namespace of %s", d.describe(), h.name))
+			found = append(found, fmt.Sprintf("%s, which holds the namespace of %s", d.describe(), h.name))
 		}
 	}
 	names, _ := filepath.Glob(filepath.Join(devices.NamespaceDir, "*"))
@@ -78,16 +78,39 @@ func (l *Lab) leftOfNamespaces() []string {
 
 // holder returns the host whose namespace a descriptor keeps alive, or nil.
 func (l *Lab) holder(d descriptor) *Host {
-	var cookie uint64
+	var cookie, inode uint64
 	if strings.HasPrefix(d.target, "socket:") {
 		cookie, _ = unix.GetsockoptUint64(d.fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	} else {
+		inode = namespaceOf(d.fd)
 	}
 	for _, h := range l.hosts {
-		if cookie != 0 && h.cookie == cookie || h.inode != 0 && d.target == fmt.Sprintf("net:[%d]", h.inode) {
+		if d.fd != h.fd && (cookie != 0 && h.cookie == cookie || inode != 0 && h.inode == inode) {
 			return h
 		}
 	}
 	return nil
+}
+
+// own tells whether the descriptor is one that the lab itself closes.
+func (l *Lab) own(d descriptor) bool {
+	for _, h := range l.hosts {
+		if d.fd == h.fd {
+			return true
+		}
+	}
+	return false
+}
+
+// namespaceOf returns the inode of the namespace that a descriptor is of, or 0.
+// The name in /proc does not tell: it is the path that was opened.
+func namespaceOf(fd int) uint64 {
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if unix.Fstatfs(fd, &fs) != nil || fs.Type != unix.NSFS_MAGIC || unix.Fstat(fd, &st) != nil {
+		return 0
+	}
+	return st.Ino
 }
 
 // leftOfProcess returns what the process has more than at the start of the
@@ -100,7 +123,7 @@ func (l *Lab) leftOfProcess() []string {
 	}
 	var found []string
 	for _, d := range since(l.before.descriptors, now.descriptors) {
-		if l.holder(d) == nil {
+		if l.holder(d) == nil && !l.own(d) {
 			found = append(found, d.describe())
 		}
 	}

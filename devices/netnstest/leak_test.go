@@ -80,8 +80,8 @@ func TestLabFindsEveryLeak(t *testing.T) {
 	tb.end()
 	said := tb.said()
 	for _, want := range []string{
-		"tcp socket 192.0.2.1:80 (descriptor ", "in the namespace of a",
-		"in the namespace of b", ": net:[",
+		"tcp socket 192.0.2.1:80 (descriptor ", "which holds the namespace of a",
+		"a handle of a namespace (descriptor ", "which holds the namespace of b",
 		"1 threads in the namespace of b",
 		"the name " + alias + " of the namespace of b",
 		"netnstest_test.leakedGoroutine",

@@ -26,7 +26,11 @@ func (h *Host) AddAddr(device string, cidrs ...string) {
 	if device == "" {
 		device = h.Device()
 	}
-	if err := h.addAddrs(device, prefixes); err != nil {
+	err := h.addAddrs(device, prefixes)
+	if err == nil {
+		err = settleHosts(h)
+	}
+	if err != nil {
 		h.lab.t.Fatalf("netnstest: %v", err)
 	}
 	h.mu.Lock()
@@ -76,9 +80,18 @@ func (h *Host) RouteDevice(prefix, device string) {
 	}
 }
 
-// SetLink sets a device up or down. IPv4 routes through a gateway on it do not
-// come back by themselves (the kernel drops them), addresses do.
-func (h *Host) SetLink(device string, up bool) error { return h.setLink(device, up) }
+// SetLink sets a device up or down, and returns when it and its peer carry
+// traffic, or do not. IPv4 routes through a gateway on it do not come back by
+// themselves (the kernel drops them), addresses do.
+func (h *Host) SetLink(device string, up bool) error {
+	if err := h.setLink(device, up); err != nil || !up {
+		return err
+	}
+	h.lab.mu.Lock()
+	hosts := append([]*Host(nil), h.lab.hosts...) // the peer is in one of them
+	h.lab.mu.Unlock()
+	return settleHosts(hosts...)
+}
 
 // SetMTU sets the MTU of a device, in bytes.
 func (h *Host) SetMTU(device string, mtu int) error {

@@ -28,6 +28,15 @@ func (l *Lab) PinDir() string {
 		l.t.Fatalf("netnstest: mount a BPF filesystem on %s: %v", dir, err)
 	}
 	l.pinDir = dir
+	l.pinsAtFirst = make(map[string]bool)
+	// Kernels with BPF iterators built in put some pins into every new one.
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		l.t.Fatalf("netnstest: list the folder for pins: %v", err)
+	}
+	for _, e := range entries {
+		l.pinsAtFirst[e.Name()] = true
+	}
 	return dir
 }
 
@@ -41,14 +50,15 @@ func (l *Lab) removePins() []string {
 		if err != nil {
 			return err
 		}
-		if path != l.pinDir {
-			what := "pin"
-			if entry.IsDir() {
-				what = "folder of pins"
-			}
-			name, _ := filepath.Rel(l.pinDir, path)
-			leaks = append(leaks, what+" "+name)
+		name, err := filepath.Rel(l.pinDir, path)
+		if err != nil || path == l.pinDir || l.pinsAtFirst[name] {
+			return err
 		}
+		what := "pin"
+		if entry.IsDir() {
+			what = "folder of pins"
+		}
+		leaks = append(leaks, what+" "+name)
 		return nil
 	})
 	if err != nil {

@@ -127,6 +127,9 @@ func (l *Lab) attach(name, bridge string, v4, v6 netip.Prefix, n int) *Host {
 			err = h.addRoute(everything, nth(p, 1).Addr(), "")
 		}
 	}
+	if err == nil {
+		err = settleHosts(h, r)
+	}
 	if err != nil {
 		l.t.Fatalf("netnstest: make host %s: %v", name, err)
 	}

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
@@ -16,6 +18,9 @@ import (
 	"github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/tunnel"
 )
+
+// DefaultDir holds a folder for each cluster.
+const DefaultDir = "/run/datapath"
 
 // Config says what to build.
 type Config struct {
@@ -25,7 +30,7 @@ type Config struct {
 	Port         uint16 // of the overlay; 0: 8472
 	IPv6Underlay bool
 	UnderlayMTU  int    // 0: 1500
-	Dir          string // for the bpf filesystem; "": /run/datapath/NAME
+	Dir          string // for the bpf filesystem; "": DefaultDir/NAME
 	Flows        conntrack.Config
 	Progress     func(format string, args ...any) // nil: silent
 }
@@ -37,6 +42,13 @@ const (
 	maxEndpoints = 200
 	// FirstIdentity is the identity of the first endpoint; each has its own.
 	FirstIdentity = 1000
+)
+
+var (
+	validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+	// namespaceOf is what follows "NAME-" in the names of our namespaces: the
+	// namespaces of a cluster "dp-2" are none of the cluster "dp".
+	namespaceOf = regexp.MustCompile(`^(underlay|node\d+(-ep\d+)?|outside\d*)$`)
 )
 
 // Cluster is what was built.
@@ -52,7 +64,9 @@ type Cluster struct {
 
 // Start builds a cluster. What is left of one of the same name that was killed
 // is cleared away first; one that is still alive is an error that is
-// os.ErrExist. ctx ends the expiry of flows, not the cluster: call Close.
+// os.ErrExist. If ctx ends while it builds, it takes everything back and returns
+// the context's error. Later ctx ends the expiry of flows only, not the cluster:
+// call Close.
 func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	if cfg, err = cfg.withDefaults(); err != nil {
 		return nil, fmt.Errorf("start the cluster: %w", err)
@@ -71,11 +85,14 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	}
 	for i := 1; i <= cfg.Nodes; i++ {
 		cfg.Progress("node %d of %d", i, cfg.Nodes)
-		if err := c.addNode(i); err != nil {
+		if err := c.addNode(ctx, i); err != nil {
 			return nil, fmt.Errorf("start the cluster: node %d: %w", i, err)
 		}
 	}
 	for _, n := range c.Nodes {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("start the cluster: %w", err)
+		}
 		if err := n.knowPeers(c.Nodes); err != nil {
 			return nil, fmt.Errorf("start the cluster: %s: %w", n.Name, err)
 		}
@@ -88,8 +105,8 @@ func (cfg Config) withDefaults() (Config, error) {
 	if cfg.Name == "" {
 		cfg.Name = "dp"
 	}
-	if cfg.Name != filepath.Base(cfg.Name) {
-		return cfg, fmt.Errorf("name %q: a name is one path element", cfg.Name)
+	if !validName.MatchString(cfg.Name) {
+		return cfg, fmt.Errorf("name %q: want letters, digits, '-', '_' and '.', a letter or digit first, at most 64", cfg.Name)
 	}
 	if cfg.Nodes == 0 {
 		cfg.Nodes = 2
@@ -111,7 +128,7 @@ func (cfg Config) withDefaults() (Config, error) {
 		cfg.UnderlayMTU = devices.DefaultMTU
 	}
 	if cfg.Dir == "" {
-		cfg.Dir = filepath.Join("/run/datapath", cfg.Name)
+		cfg.Dir = filepath.Join(DefaultDir, cfg.Name)
 	}
 	if cfg.Progress == nil {
 		cfg.Progress = func(string, ...any) {}
@@ -137,14 +154,14 @@ func (c *Cluster) Close() error {
 // claim takes the name, clears what a killed cluster of that name has left, and
 // mounts the bpf filesystem.
 func (c *Cluster) claim() error {
-	if err := os.MkdirAll(c.dir, 0o755); err != nil {
-		return fmt.Errorf("make folder %s: %w (root is needed)", c.dir, err)
-	}
-	release, err := lock(filepath.Join(c.dir, "lock"))
-	if err != nil {
+	release, err := lock(c.dir)
+	if errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("a cluster named %s is up: end it or choose another name: %w", c.Name, err)
 	}
-	c.push(func() error { return errors.Join(release(), os.Remove(c.dir)) })
+	if err != nil {
+		return fmt.Errorf("take the folder of the cluster: %w", err)
+	}
+	c.push(release)
 	bpf := filepath.Join(c.dir, "bpf")
 	if err := c.clear(bpf); err != nil {
 		return fmt.Errorf("clear away what an earlier cluster has left: %w", err)
@@ -164,7 +181,10 @@ func (c *Cluster) clear(bpf string) error {
 	}
 	var errs []error
 	for _, path := range left {
-		errs = append(errs, devices.RemoveNamed(filepath.Base(path)))
+		name := filepath.Base(path)
+		if namespaceOf.MatchString(strings.TrimPrefix(name, c.Name+"-")) {
+			errs = append(errs, devices.RemoveNamed(name))
+		}
 	}
 	errs = append(errs, maps.UnmountBPFFS(bpf))
 	if err := os.Remove(bpf); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -69,7 +69,7 @@ func ofFamily(all []netip.Addr, family int) netip.Addr {
 	return netip.Addr{}
 }
 
-func (c *Cluster) addNode(index int) error {
+func (c *Cluster) addNode(ctx context.Context, index int) error {
 	n := &Node{
 		Name:     fmt.Sprintf("node%d", index),
 		Netns:    fmt.Sprintf("%s-node%d", c.Name, index),
@@ -92,6 +92,9 @@ func (c *Cluster) addNode(index int) error {
 		return err
 	}
 	for i := 1; i <= c.cfg.Endpoints; i++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		e := &Endpoint{
 			Name:     fmt.Sprintf("%s-ep%d", n.Name, i),
 			Netns:    fmt.Sprintf("%s-%s-ep%d", c.Name, n.Name, i),

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package programs
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// CompileConfig says what to compile and how. Either Path or Text is required.
+type CompileConfig struct {
+	// Path of the C file. An #include "…" is looked for beside it first.
+	Path string
+	// Text is C source instead of a file. An #include "…" is looked for in the
+	// working directory first.
+	Text string
+	// Name of Text in messages and in debug information; "": source.c.
+	Name string
+	// Include lists folders to look for headers in, before ours.
+	Include []string
+	// Flags go to clang last and so win over what Compile asks for, which is
+	// "-O2 -g -mcpu=v3 -Wall -fno-stack-protector". Each is one argument; no
+	// shell reads them.
+	Flags []string
+	// Clang is the compiler, a path or a name in PATH; "": the first of clang-19
+	// and clang that is in PATH.
+	Clang string
+	// Warnings gets what clang says about a source that it compiles; nil: it is
+	// thrown away. What it says about one that it does not is in the error.
+	Warnings io.Writer
+}
+
+// CompileError says that clang refused the source, or could not work.
+type CompileError struct {
+	Command string // as it was run, its arguments separated by blanks
+	Output  string // all that clang said, with file, line and column
+
+	source string
+	err    error
+}
+
+// Error has clang's output whole, so it is longer than a line.
+func (e *CompileError) Error() string {
+	text := fmt.Sprintf("compile %s: %s: %v", e.source, e.Command, e.err)
+	if out := strings.TrimRight(e.Output, "\n"); out != "" {
+		text += "\n" + out
+	}
+	return text
+}
+
+// Unwrap returns how clang ended, which is an [*exec.ExitError].
+func (e *CompileError) Unwrap() error { return e.err }
+
+// Compile turns C into programs and tables that can be loaded, for the byte
+// order of this machine. Our headers are on the include path, as
+// #include "lib/parse.h"; [Headers] tells which there are. clang runs with the
+// environment and the working directory of this process, and is killed when ctx
+// ends: the error is then that of ctx.
+//
+// What clang refuses is a [*CompileError] with its message whole. An absent
+// compiler answers [exec.ErrNotFound], an absent Path os.ErrNotExist. Compile
+// keeps no file and asks the kernel for nothing: the verifier speaks when the
+// result is loaded.
+func Compile(ctx context.Context, cfg CompileConfig) (*ebpf.CollectionSpec, error) {
+	name, err := cfg.check()
+	if err != nil {
+		return nil, fmt.Errorf("compile %s: %w", name, err)
+	}
+	clang, err := findClang(cfg.Clang)
+	if err != nil {
+		return nil, fmt.Errorf("compile %s: %w", name, err)
+	}
+	dir, remove, err := headersFolder()
+	if err != nil {
+		return nil, fmt.Errorf("compile %s: write our headers: %w", name, err)
+	}
+	object, said, err := runClang(ctx, clang, cfg.arguments(dir), cfg.input(name), name)
+	if err := errors.Join(err, remove()); err != nil {
+		return nil, err
+	}
+	if cfg.Warnings != nil && len(said) > 0 {
+		if _, err := cfg.Warnings.Write(said); err != nil {
+			return nil, fmt.Errorf("compile %s: hand on the warnings: %w", name, err)
+		}
+	}
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	if err != nil {
+		return nil, fmt.Errorf("compile %s: read the object that %s wrote: %w", name, clang, err)
+	}
+	return spec, nil
+}
+
+// check returns the name of the source for messages.
+func (c CompileConfig) check() (string, error) {
+	name := c.Path
+	if name == "" {
+		name = c.Name
+	}
+	if name == "" {
+		name = "source.c"
+	}
+	switch {
+	case c.Path == "" && c.Text == "":
+		return name, errors.New("neither Path nor Text is given")
+	case c.Path != "" && c.Text != "":
+		return name, errors.New("both Path and Text are given")
+	case c.Path != "" && c.Name != "":
+		return name, errors.New("Name is for Text, a file has its own")
+	// It goes into a line of C that gives the source its name.
+	case strings.ContainsFunc(c.Name, func(r rune) bool { return r < ' ' || r == 0x7f || r == '"' || r == '\\' }):
+		return name, fmt.Errorf("Name %q has a quote, a backslash or a control character", c.Name)
+	}
+	if c.Path != "" {
+		if _, err := os.Stat(c.Path); err != nil {
+			return name, err
+		}
+	}
+	return name, nil
+}
+
+// findClang returns the compiler to run.
+func findClang(name string) (string, error) {
+	names := []string{"clang-19", "clang"}
+	if name != "" {
+		names = []string{name}
+	}
+	var errs []error
+	for _, n := range names {
+		path, err := exec.LookPath(n)
+		if err == nil {
+			return path, nil
+		}
+		errs = append(errs, err)
+	}
+	return "", fmt.Errorf("find clang: %w (install the Debian package clang-19, or clang, or name another compiler)", errors.Join(errs...))
+}
+
+// arguments are those of clang. The object goes to its standard output.
+func (c CompileConfig) arguments(headers string) []string {
+	target := "bpfel"
+	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
+		target = "bpfeb"
+	}
+	// Debian's clang protects stacks by default, which BPF does not know.
+	args := []string{"-target", target, "-c", "-x", "c", "-O2", "-g", "-mcpu=v3", "-Wall", "-fno-stack-protector"}
+	for _, dir := range c.Include {
+		args = append(args, "-I", dir)
+	}
+	args = append(args, "-I", headers)
+	args = append(args, c.Flags...)
+	source := c.Path
+	switch {
+	case source == "":
+		source = "-"
+	case strings.HasPrefix(source, "-"):
+		source = "./" + source // not an option
+	}
+	return append(args, "-o", "-", source)
+}
+
+// input is what clang reads from its standard input: Text, with a line before
+// it that gives it a name.
+func (c CompileConfig) input(name string) io.Reader {
+	if c.Path != "" {
+		return nil
+	}
+	return strings.NewReader("# 1 \"" + name + "\"\n" + c.Text)
+}
+
+func runClang(ctx context.Context, clang string, args []string, in io.Reader, name string) (object, said []byte, err error) {
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, clang, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &stdout, &stderr
+	// Clang may be a script that runs others: they end with it.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = 2 * time.Second
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return nil, nil, fmt.Errorf("compile %s: %w", name, context.Cause(ctx))
+		}
+		return nil, nil, &CompileError{Command: strings.Join(cmd.Args, " "), Output: stderr.String(), source: name, err: err}
+	}
+	return stdout.Bytes(), stderr.Bytes(), nil
+}
