@@ -117,6 +117,7 @@ func (t *Table) runPass(mode bpf.TablePassMode) (bpf.TablePass, error) {
 		args.TcpNew, args.TcpEstablished, args.TcpClosing = c.ticks(d.TCPNew), c.ticks(d.TCPEstablished), c.ticks(d.TCPClosing)
 		args.UdpNew, args.UdpConfirmed = c.ticks(d.UDPNew), c.ticks(d.UDPConfirmed)
 		args.Icmp, args.OtherNew, args.OtherConfirmed = c.ticks(d.ICMP), c.ticks(d.OtherNew), c.ticks(d.OtherConfirmed)
+		args.Shortest = c.ticks(min(d.TCPNew, d.TCPEstablished, d.TCPClosing, d.UDPNew, d.UDPConfirmed, d.ICMP, d.OtherNew, d.OtherConfirmed))
 	}
 	var out bpf.TablePass
 	for {

@@ -142,20 +142,26 @@ func (t *Table) Lookup(tuple Tuple) (Flow, error) {
 	if err != nil {
 		return Flow{}, err
 	}
-	if f.Flags&uint8(bpf.TableFlowFlagFLOW_REPLY) != 0 {
-		key = f.Peer
-		if f, err = t.flows.Lookup(key); err != nil {
-			return Flow{}, fmt.Errorf("look up flow %s: %w", tuple, err)
+	other, err := t.flows.Lookup(f.Peer)
+	if isOriginal(f) {
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return Flow{}, fmt.Errorf("look up the reply of flow %s: %w", tuple, err)
 		}
+		return view.flow(t, key, f, other), nil
 	}
-	return view.flow(t, key, f)
+	if err != nil {
+		return Flow{}, fmt.Errorf("look up flow %s: %w", tuple, err)
+	}
+	return view.flow(t, f.Peer, other, f), nil
 }
 
 // All walks over the flows, in no order. A flow that is there all the time is
 // met at least once.
 func (t *Table) All() iter.Seq2[Flow, error] { return t.Filter(Filter{}) }
 
-// Filter walks over the flows that match.
+// Filter walks over the flows that match. The two entries of a flow are joined
+// as they come, which takes memory for those whose other half is yet to come:
+// up to 170 bytes for each flow of the table.
 func (t *Table) Filter(want Filter) iter.Seq2[Flow, error] {
 	return func(yield func(Flow, error) bool) {
 		view, err := t.view()
@@ -163,21 +169,43 @@ func (t *Table) Filter(want Filter) iter.Seq2[Flow, error] {
 			yield(Flow{}, err)
 			return
 		}
+		half := map[bpf.TableTuple]bpf.TableFlow{}
 		for e, err := range t.flows.All() {
 			if err != nil {
 				yield(Flow{}, err)
 				return
 			}
-			if e.Value.Flags&uint8(bpf.TableFlowFlagFLOW_REPLY) != 0 || !want.Match(tupleOf(e.Key)) {
+			original, key := isOriginal(e.Value), e.Key
+			if !original {
+				key = e.Value.Peer
+			}
+			if !want.Match(tupleOf(key)) {
 				continue
 			}
-			f, err := view.flow(t, e.Key, e.Value)
-			if !yield(f, err) || err != nil {
+			other, ok := half[e.Value.Peer]
+			if !ok || isOriginal(other) == original {
+				half[e.Key] = e.Value
+				continue
+			}
+			delete(half, e.Value.Peer)
+			f, reply := e.Value, other
+			if !original {
+				f, reply = other, e.Value
+			}
+			if !yield(view.flow(t, key, f, reply), nil) {
+				return
+			}
+		}
+		for key, f := range half {
+			// The reply's entry has gone, or it stands alone and tells no flow.
+			if isOriginal(f) && !yield(view.flow(t, key, f, bpf.TableFlow{}), nil) {
 				return
 			}
 		}
 	}
 }
+
+func isOriginal(f bpf.TableFlow) bool { return f.Flags&uint8(bpf.TableFlowFlagFLOW_REPLY) == 0 }
 
 // Flush forgets the flows that match, both entries of each, and returns how
 // many. A packet that comes later starts a new flow.
@@ -188,7 +216,7 @@ func (t *Table) Flush(want Filter) (int, error) {
 		if err != nil {
 			return 0, fmt.Errorf("flush the flow table: %w", err)
 		}
-		if e.Value.Flags&uint8(bpf.TableFlowFlagFLOW_REPLY) == 0 && want.Match(tupleOf(e.Key)) {
+		if isOriginal(e.Value) && want.Match(tupleOf(e.Key)) {
 			keys = append(keys, e.Key, e.Value.Peer)
 			n++
 		}
@@ -214,13 +242,10 @@ func (t *Table) view() (view, error) {
 	return view{now: now.Now, actions: actions}, err
 }
 
-func (v view) flow(t *Table, key bpf.TableTuple, f bpf.TableFlow) (Flow, error) {
-	reply, err := t.flows.Lookup(f.Peer)
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return Flow{}, fmt.Errorf("look up the reply of flow %s: %w", tupleOf(key), err)
-	}
+// flow tells a flow by its two entries. The reply's is zero if it is missing.
+func (v view) flow(t *Table, key bpf.TableTuple, f, reply bpf.TableFlow) Flow {
 	idle := t.clock.since(v.now, f.LastSeen)
-	if err == nil {
+	if reply.Created != 0 {
 		idle = min(idle, t.clock.since(v.now, reply.LastSeen))
 	}
 	return Flow{
@@ -233,7 +258,7 @@ func (v view) flow(t *Table, key bpf.TableTuple, f bpf.TableFlow) (Flow, error) 
 		Idle:     idle,
 		Forward:  v.verdict(f),
 		Back:     v.verdict(reply),
-	}, nil
+	}
 }
 
 func (v view) verdict(f bpf.TableFlow) Verdict {

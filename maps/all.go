@@ -13,14 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// restarts bounds how often one walk may be thrown back or held up before it
-// gives up with ebpf.ErrIterationAborted.
-const restarts = 128
-
-// rounds bounds a walk from key to key over a hash: it goes round the table no
-// more than so often, and in one round passes over no more than so many times
-// the keys it knows.
-const rounds = 16
+const (
+	// rounds bounds a walk that has to be repeated: it goes round the table no
+	// more than so often, and in one round passes over no more than so many times
+	// the keys it knows.
+	rounds = 16
+	// holdups bounds how often in a row the kernel may hold a walk up without
+	// giving it an entry.
+	holdups = 1024
+)
 
 // All walks over the entries. While programs and other goroutines change the
 // table, each entry that is there all the time is yielded, exactly once; one
@@ -30,12 +31,12 @@ const rounds = 16
 // error nothing more is yielded; a walk that changes of the table keep throwing
 // back ends with [ebpf.ErrIterationAborted].
 //
-// Kinds without batch look-up, such as tables of devices, are walked from key to
-// key. There an entry can be missed if its value is replaced, again and again,
-// just when the walk is in its bucket.
-//
-// An array yields its whole capacity. In a trie, an entry that is deleted while
-// the kernel reads it may come with the value of the prefix that covers it.
+// An array yields its whole capacity. In tries, and in kinds without batch
+// look-up such as tables of devices, the kernel can lose its place when an entry
+// is replaced or deleted under it; there the walk goes round until it finds
+// nothing new, at least twice, and keeps the keys in memory meanwhile. In a trie,
+// an entry that is deleted while the kernel reads it may come with the value of
+// the prefix that covers it.
 func (m *Map[K, V]) All() iter.Seq2[Entry[K, V], error] {
 	return func(yield func(Entry[K, V], error) bool) {
 		err := m.walk(func(b *buffer[K, V], count int) bool {
@@ -54,93 +55,177 @@ func (m *Map[K, V]) All() iter.Seq2[Entry[K, V], error] {
 
 // walk hands the entries to visit in batches, until that returns false. The
 // buffer is good for one call of visit.
+//
+// One pass is exact for arrays, where nothing comes or goes, and for hashes by
+// batch, where the cursor is a bucket and a bucket is read whole under its lock.
+// Elsewhere the cursor is a key. If that is deleted, the kernel starts again at
+// the front. And if an entry is replaced at the wrong moment, others are passed
+// over without a sign: the step from a trie's left child takes a new node in its
+// place for the right child, and a new value in a bucket's list goes to the
+// front. So passes are repeated until one finds nothing new.
 func (m *Map[K, V]) walk(visit func(b *buffer[K, V], count int) bool) error {
 	if err := m.enter(); err != nil {
 		return err
 	}
 	b := m.takeBuffer()
+	kind := m.em.Type()
 	m.leave()
 	defer func() { m.batches.Put(b) }()
 
-	if !m.noBatch {
-		err := m.walkBatches(&b, visit)
-		if !errors.Is(err, ebpf.ErrNotSupported) {
+	w := walker[K, V]{m: m, b: b, visit: visit, byKey: m.noBatch}
+	defer func() { b = w.b }()
+	if kind == ebpf.LPMTrie || w.byKey && !isArray(kind) {
+		w.seen = newIndex[K]()
+	}
+	for range rounds {
+		more, err := w.pass()
+		if errors.Is(err, ebpf.ErrNotSupported) && !w.byKey {
+			// The kind has no batch look-up. The kernel says so at the first
+			// call, so nothing was visited yet.
+			w.byKey = true
+			if !isArray(kind) {
+				w.seen = newIndex[K]()
+			}
+			more, err = w.pass()
+		}
+		if err != nil || !more || w.seen == nil || w.found == 0 {
 			return err
 		}
-		// The kind has no batch look-up. The kernel says so at the first call,
-		// so nothing was visited yet.
 	}
-	return m.walkKeys(b, visit)
+	return nil
 }
 
-// walkBatches asks for many entries at once. In hashes the cursor is a bucket,
-// and a bucket is read whole under its lock, which makes the walk immune to
-// changes. In arrays nothing comes or goes. In tries the cursor is a key; if
-// that is deleted the kernel starts again at the front, and the order of keys
-// tells us.
-func (m *Map[K, V]) walkBatches(buf **buffer[K, V], visit func(b *buffer[K, V], count int) bool) error {
-	b := *buf
-	trie := m.em.Type() == ebpf.LPMTrie
-	cursor := make([]byte, max(4, m.lay.keySize)) // a u32 for hashes, a key for the others
+// walker is one walk over a table.
+type walker[K, V any] struct {
+	m     *Map[K, V]
+	b     *buffer[K, V]
+	visit func(b *buffer[K, V], count int) bool
+	byKey bool
+	seen  *index[K] // nil if a pass is exact
+	found int       // new keys in this pass
+	again int       // keys in this pass that were seen before
+}
+
+// pass goes over the table once. It returns false if visit wants no more.
+func (w *walker[K, V]) pass() (more bool, err error) {
+	w.found, w.again = 0, 0
+	if w.byKey {
+		more, err = w.passKeys()
+	} else {
+		more, err = w.passBatches()
+	}
+	return more, explainPermission(err)
+}
+
+// isNew tells whether the walk comes by key for the first time.
+func (w *walker[K, V]) isNew(key *K) bool {
+	if w.seen == nil {
+		return true
+	}
+	_, isNew := w.seen.add(key)
+	if isNew {
+		w.found++
+	} else {
+		w.again++
+	}
+	return isNew
+}
+
+// lost tells whether the pass is thrown back to the front for ever.
+func (w *walker[K, V]) lost() bool {
+	return w.seen != nil && w.again > rounds*(len(w.seen.keys)+batchEntries)
+}
+
+func (w *walker[K, V]) passBatches() (bool, error) {
+	cursor := make([]byte, max(4, w.m.lay.keySize)) // a u32 for hashes, a key for the others
 	var in []byte
-	var order trieOrder
 	held := 0
 	for {
-		n, err := m.lookupBatch(b, in, cursor)
+		n, err := w.m.lookupBatch(w.b, in, cursor)
 		switch {
 		case err == nil || errors.Is(err, unix.ENOENT):
 			// ENOENT is the end, also if entries came with it.
+			held = 0
 		case errors.Is(err, unix.ENOSPC):
 			// A bucket is larger than the buffer. The cursor stands at it.
-			if b.len() > 4*max(batchLeast, int(m.em.MaxEntries())) {
-				return err
+			if w.b.len() > 4*max(batchLeast, w.m.Capacity()) {
+				return false, err
 			}
-			b = newBuffer[K, V](&m.lay, 2*b.len())
-			*buf = b
-			n = 0
+			w.b = newBuffer[K, V](&w.m.lay, 2*w.b.len())
+			n, in = 0, cursor
 		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EINTR):
 			// Kernels before 6.15: the lock of a bucket was taken, or a key
 			// went away under the cursor. What was copied so far is good, and
 			// the cursor stands behind it.
-			if held++; held > restarts {
-				return fmt.Errorf("%w: %w", ebpf.ErrIterationAborted, err)
+			if held++; n > 0 {
+				held = 0
+			}
+			if held > holdups {
+				return false, fmt.Errorf("%w: %w", ebpf.ErrIterationAborted, err)
 			}
 			runtime.Gosched()
 		default:
-			return explainPermission(err)
+			return false, err
 		}
-		if n > 0 || errors.Is(err, unix.ENOSPC) {
+		if n > 0 {
 			in = cursor
+			n = w.keepNew(n)
 		}
-		if trie {
-			if n = keepNew(&order, b, n); order.wraps > restarts {
-				return ebpf.ErrIterationAborted
-			}
+		if w.lost() {
+			return false, ebpf.ErrIterationAborted
 		}
-		if n > 0 && !visit(b, n) {
-			return nil
+		if n > 0 && !w.visit(w.b, n) {
+			return false, nil
 		}
 		if errors.Is(err, unix.ENOENT) {
-			return nil
+			return true, nil
 		}
 	}
 }
 
-// keepNew drops the entries of a trie that were visited before the kernel
-// started again at the front, and returns how many are left.
-func keepNew[K, V any](order *trieOrder, b *buffer[K, V], n int) int {
+// keepNew moves the entries that were not seen before to the front of the
+// buffer, and returns how many they are.
+func (w *walker[K, V]) keepNew(n int) int {
+	if w.seen == nil {
+		return n
+	}
 	kept := 0
 	for i := range n {
-		if !order.isNew(keyBytes(&b.keys[i])) {
+		if !w.isNew(&w.b.keys[i]) {
 			continue
 		}
 		if kept != i {
-			b.keys[kept] = b.keys[i]
-			copy(b.valueBytes(kept), b.valueBytes(i))
+			w.b.keys[kept] = w.b.keys[i]
+			copy(w.b.valueBytes(kept), w.b.valueBytes(i))
 		}
 		kept++
 	}
 	return kept
+}
+
+func (w *walker[K, V]) passKeys() (bool, error) {
+	var at, next K
+	err := w.m.nextKey(nil, &at)
+	for ; err == nil; at = next {
+		there := false
+		if w.isNew(&at) {
+			if there, err = w.m.read(w.b, &at); err != nil {
+				break
+			}
+		}
+		if w.lost() {
+			return false, ebpf.ErrIterationAborted
+		}
+		// The step is taken before the visit, which may well delete the entry.
+		err = w.m.nextKey(&at, &next)
+		if there && !w.visit(w.b, 1) {
+			return false, nil
+		}
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return true, nil
+	}
+	return false, err
 }
 
 func (m *Map[K, V]) lookupBatch(b *buffer[K, V], in, out []byte) (int, error) {
@@ -149,75 +234,6 @@ func (m *Map[K, V]) lookupBatch(b *buffer[K, V], in, out []byte) (int, error) {
 	}
 	defer m.leave()
 	return batch(unix.BPF_MAP_LOOKUP_BATCH, m.em, in, out, b.keyPointer(0), b.valuePointer(0), b.len())
-}
-
-// walkKeys goes from key to key, for kinds without batches. When the key it
-// stands at is deleted, the kernel starts again at the front, and keys that were
-// visited before are passed over. In tries the order of keys tells which those
-// are. In hashes a set of them is kept, and there is one more trap: a value that
-// is replaced moves to the front of its bucket, so a walk inside that bucket
-// misses it. Therefore rounds are made until one finds nothing new.
-func (m *Map[K, V]) walkKeys(b *buffer[K, V], visit func(b *buffer[K, V], count int) bool) error {
-	if err := m.enter(); err != nil {
-		return err
-	}
-	array, trie := isArray(m.em.Type()), m.em.Type() == ebpf.LPMTrie
-	m.leave()
-	switch {
-	case array:
-		_, _, err := m.round(b, visit, func([]byte, *K) (bool, bool) { return true, false })
-		return err
-	case trie:
-		var order trieOrder
-		_, _, err := m.round(b, visit, func(key []byte, _ *K) (isNew, giveUp bool) {
-			isNew = order.isNew(key)
-			return isNew, order.wraps > restarts
-		})
-		return err
-	}
-	seen := newIndex[K]()
-	for range rounds {
-		again := 0
-		found, more, err := m.round(b, visit, func(_ []byte, key *K) (isNew, giveUp bool) {
-			if _, isNew = seen.add(key); !isNew {
-				again++
-			}
-			return isNew, again > rounds*(len(seen.keys)+batchLeast)
-		})
-		if err != nil || !more || found == 0 {
-			return err
-		}
-	}
-	return nil
-}
-
-// round goes over all keys once and visits those that judge calls new. It
-// returns how many those were, and false if visit wants no more.
-func (m *Map[K, V]) round(b *buffer[K, V], visit func(b *buffer[K, V], count int) bool, judge func(key []byte, at *K) (isNew, giveUp bool)) (found int, more bool, err error) {
-	var at, next K
-	err = m.nextKey(nil, &at)
-	for ; err == nil; at = next {
-		isNew, giveUp := judge(keyBytes(&at), &at)
-		if giveUp {
-			return found, false, ebpf.ErrIterationAborted
-		}
-		there := false
-		if isNew {
-			found++
-			if there, err = m.read(b, &at); err != nil {
-				break
-			}
-		}
-		// The step is taken before the visit, which may well delete the entry.
-		err = m.nextKey(&at, &next)
-		if there && !visit(b, 1) {
-			return found, false, nil
-		}
-	}
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		err = nil
-	}
-	return found, true, explainPermission(err)
 }
 
 // nextKey finds the key behind at, or the first one if at is nil.

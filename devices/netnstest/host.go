@@ -32,6 +32,9 @@ type Host struct {
 
 	link devices.EndpointLink // only of an endpoint that the lab joined
 
+	rawMu sync.Mutex
+	raw   *int // a packet socket, from the first SendRaw on
+
 	mu       sync.Mutex
 	pending  []netip.Prefix // addresses that wait for the first device
 	addrs    []netip.Addr

@@ -20,16 +20,33 @@ func (h *Host) SendRaw(device string, frame []byte) error {
 		if err != nil {
 			return err
 		}
-		// Protocol 0: a socket that only sends.
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		fd, err := h.rawSocket()
 		if err != nil {
-			return fmt.Errorf("open a packet socket: %w", err)
+			return err
 		}
-		defer unix.Close(fd)
 		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index})
 	})
 	if err != nil {
 		return fmt.Errorf("send a frame of %d bytes out of %s of %s: %w", len(frame), device, h.name, err)
 	}
 	return nil
+}
+
+// rawSocket returns the packet socket of the host, which only sends. There is
+// one until the end of the lab: to close one takes the kernel a dozen
+// milliseconds. The thread must be inside the namespace.
+func (h *Host) rawSocket() (int, error) {
+	h.rawMu.Lock()
+	defer h.rawMu.Unlock()
+	if h.raw != nil {
+		return *h.raw, nil
+	}
+	// Protocol 0: it hears nothing.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open a packet socket: %w", err)
+	}
+	h.raw = &fd
+	h.lab.atEnd(func() { unix.Close(fd) })
+	return fd, nil
 }

@@ -213,7 +213,9 @@ type TablePass struct {
 	Icmp           uint32
 	OtherNew       uint32
 	OtherConfirmed uint32
+	Shortest       uint32
 	Now            uint32
+	Reserved       uint32
 	Entries        uint64
 	Confirmed      uint64
 	Unconfirmed    uint64

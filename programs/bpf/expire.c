@@ -50,6 +50,11 @@ static __always_inline void condemn(struct pass *pass, const struct tuple *t, st
 {
 	struct flow *reply = flow_lookup(&f->peer);
 
+	/* Dead already: an earlier pass did not come to delete it. */
+	if (f->stage == FLOW_DEAD) {
+		pass->condemned++;
+		return;
+	}
 	if (!is_due(pass, t->protocol, f, reply))
 		return;
 	f->epoch = 0;
@@ -58,7 +63,7 @@ static __always_inline void condemn(struct pass *pass, const struct tuple *t, st
 	pass->condemned++;
 }
 
-/* Its flow was taken away by hand, or for want of budget. */
+/* A reply without its flow, which was taken away by hand or for want of budget. */
 static __always_inline void condemn_orphan(struct pass *pass, const struct tuple *t, struct flow *f)
 {
 	if (!is_due(pass, t->protocol, f, NULL))
@@ -67,52 +72,72 @@ static __always_inline void condemn_orphan(struct pass *pass, const struct tuple
 	pass->condemned++;
 }
 
-static __always_inline void reap(struct pass *pass, struct tuple *t, struct flow *f)
+/*
+ * Marks a flow as dead, unless somebody has used it since it was condemned.
+ * f is the originator's entry. The exchange orders the second look behind the
+ * mark: see flow_revive().
+ */
+static __always_inline int kill(struct pass *pass, __u8 protocol, struct flow *f, struct flow *reply)
 {
-	struct flow *reply = flow_lookup(&f->peer);
 	__u32 stage = f->stage;
 
-	if (f->epoch || (reply && reply->epoch) || !is_due(pass, t->protocol, f, reply))
-		return;
+	if (stage == FLOW_DEAD)
+		return 1;
+	if (f->epoch || (reply && reply->epoch) || !is_due(pass, protocol, f, reply))
+		return 0;
 	if (__sync_val_compare_and_swap(&f->stage, stage, FLOW_DEAD) != stage)
-		return;
-	/* The exchange orders the second look behind the mark: see flow_revive(). */
-	if (!is_due(pass, t->protocol, f, reply)) {
-		f->stage = stage;
+		return 0;
+	if (is_due(pass, protocol, f, reply))
+		return 1;
+	f->stage = stage;
+	return 0;
+}
+
+/*
+ * Deletes the visited entry if its flow is to go. Whichever of the two comes
+ * first decides, and each is deleted on its own visit: never the neighbour
+ * under the iterator.
+ */
+static __always_inline void reap(struct pass *pass, struct tuple *key, struct flow *f)
+{
+	struct flow *peer = flow_lookup(&f->peer);
+	struct tuple t = *key;
+
+	if (!(f->flags & FLOW_REPLY)) {
+		if (!kill(pass, t.protocol, f, peer))
+			return;
+	} else if (peer) {
+		if (!kill(pass, t.protocol, peer, f))
+			return;
+	} else if (!is_due(pass, t.protocol, f, NULL)) {
 		return;
 	}
-	bpf_map_delete_elem(&flows, t);
+	bpf_map_delete_elem(&flows, &t);
 	pass->deleted++;
 }
 
-/* A reply's entry goes when its flow is gone, on its own visit: never the neighbour under the iterator. */
-static __always_inline void reap_reply(struct pass *pass, struct tuple *t, struct flow *f)
+/* Most entries are in use: they are passed over without a look at their other half. */
+static __always_inline int is_fresh(const struct pass *pass, const struct flow *f)
 {
-	struct flow *original = flow_lookup(&f->peer);
-
-	if (original && original->stage != FLOW_DEAD)
-		return;
-	if (f->epoch || !is_due(pass, t->protocol, f, NULL))
-		return;
-	bpf_map_delete_elem(&flows, t);
-	pass->deleted++;
+	return f->stage != FLOW_DEAD && (__s32)(pass->now - f->last_seen) < (__s32)pass->shortest;
 }
 
 static long visit(__unused void *map, struct tuple *key, struct flow *f, struct pass *pass)
 {
-	struct tuple t = *key;
-
-	if (pass->mode == PASS_CONDEMN) {
+	switch (pass->mode) {
+	case PASS_CONDEMN:
+		if (is_fresh(pass, f))
+			return 0;
 		if (!(f->flags & FLOW_REPLY))
-			condemn(pass, &t, f);
+			condemn(pass, key, f);
 		else if (!flow_lookup(&f->peer))
-			condemn_orphan(pass, &t, f);
-	} else if (pass->mode == PASS_REAP) {
-		if (f->flags & FLOW_REPLY)
-			reap_reply(pass, &t, f);
-		else
-			reap(pass, &t, f);
-	} else {
+			condemn_orphan(pass, key, f);
+		return 0;
+	case PASS_REAP:
+		if (!f->epoch)
+			reap(pass, key, f);
+		return 0;
+	default:
 		pass->entries++;
 		if (f->flags & FLOW_REPLY)
 			return 0;
@@ -120,8 +145,8 @@ static long visit(__unused void *map, struct tuple *key, struct flow *f, struct 
 			pass->confirmed++;
 		else
 			pass->unconfirmed++;
+		return 0;
 	}
-	return 0;
 }
 
 SEC("syscall")

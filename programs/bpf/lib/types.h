@@ -263,7 +263,9 @@ struct pass {
 	__u32 icmp;
 	__u32 other_new;
 	__u32 other_confirmed;
-	__u32 now; /* out */
+	__u32 shortest; /* of these: nothing younger is looked at closely */
+	__u32 now;      /* out */
+	__u32 reserved;
 	__u64 entries;     /* out */
 	__u64 confirmed;   /* out */
 	__u64 unconfirmed; /* out */
@@ -272,4 +274,4 @@ struct pass {
 	__u64 jiffies;     /* out */
 	__u64 ktime;       /* out, ns */
 };
-_Static_assert(sizeof(struct pass) == 96, "no hidden padding in a context");
+_Static_assert(sizeof(struct pass) == 104, "no hidden padding in a context");

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/godatapath/datapath/devices"
+	"github.com/godatapath/datapath/internal/undo"
+)
+
+// contestant is a way from a client's namespace to a server's.
+type contestant struct {
+	name   string // in the JSON document
+	title  string
+	ours   bool
+	client devices.Namespace
+	server devices.Namespace
+	addr   netip.Addr // of the server
+}
+
+// The names of those that others are compared with.
+const (
+	nameVeth        = "veth"
+	nameForwarding  = "kernel-forwarding"
+	nameKernelVXLAN = "kernel-vxlan"
+	nameSameNode    = "same-node"
+	nameOverlay     = "overlay"
+)
+
+// arena holds what the contestants are made of.
+type arena struct {
+	contestants []contestant
+	ipv6        bool
+	undo        []func() error
+}
+
+// newArena builds all contestants.
+func newArena(ctx context.Context, ipv6 bool, p *progress) (_ *arena, err error) {
+	a := &arena{ipv6: ipv6}
+	var u undo.Stack
+	defer u.Run(&err)
+	u.Push(a.close)
+	for _, c := range []struct {
+		name  string
+		build func(context.Context) error
+	}{
+		{"two namespaces and a veth", a.addVeth},
+		{"kernel forwarding", a.addForwarding},
+		{"kernel vxlan", a.addKernelVXLAN},
+		{"the datapath: two nodes, two endpoints each", a.addOurs},
+	} {
+		p.say("building " + c.name)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if err := c.build(ctx); err != nil {
+			return nil, fmt.Errorf("build %s: %w", c.name, err)
+		}
+	}
+	for _, c := range a.contestants {
+		if err := errors.Join(tune(c.client), tune(c.server)); err != nil {
+			return nil, fmt.Errorf("prepare %s: %w", c.title, err)
+		}
+	}
+	return a, nil
+}
+
+func (a *arena) add(c contestant) { a.contestants = append(a.contestants, c) }
+
+func (a *arena) push(step func() error) { a.undo = append(a.undo, step) }
+
+// close takes everything away, the last first. Idempotent.
+func (a *arena) close() error {
+	var errs []error
+	for len(a.undo) > 0 {
+		step := a.undo[len(a.undo)-1]
+		a.undo = a.undo[:len(a.undo)-1]
+		errs = append(errs, step())
+	}
+	return errors.Join(errs...)
+}
+
+// addr picks the address of the family that is measured.
+func (a *arena) addr(ipv4, ipv6 string) netip.Prefix {
+	if a.ipv6 {
+		return netip.MustParsePrefix(ipv6)
+	}
+	return netip.MustParsePrefix(ipv4)
+}
+
+// tune lets a client open new connections for as long as it likes: with as
+// many ports as there are, and with those that it used a moment ago.
+func tune(ns devices.Namespace) error {
+	return ns.Do(func() error {
+		for file, value := range map[string]string{
+			"/proc/sys/net/ipv4/ip_local_port_range": "1024 65535",
+			"/proc/sys/net/ipv4/tcp_tw_reuse":        "1",
+		} {
+			if err := os.WriteFile(file, []byte(value), 0o644); err != nil {
+				return fmt.Errorf("set %s: %w", file, err)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"text/tabwriter"
+)
+
+// writeTable prints the report for people.
+func writeTable(w io.Writer, rep *report) error {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s, Linux %s %s, both ends on CPU %d of %d, median of %d rounds of %gs, taken in turns\n",
+		rep.Family, rep.Kernel, rep.Arch, rep.CPU, rep.CPUs, rep.Rounds, rep.Seconds)
+	for _, m := range rep.Measures {
+		fmt.Fprintf(&b, "\n%s (%s, %s)\n", m.Title, m.Unit, m.better())
+		t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+		fmt.Fprintf(t, "\tmedian\tmin\tmax\t× veth\t× kernel vxlan\t\n")
+		for _, c := range m.Contestants {
+			// Right-aligned cells, all but the first.
+			fmt.Fprintf(t, "%-20s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t\n", c.Title, c.Median, c.Min, c.Max, c.ToVeth, c.ToVXLAN)
+		}
+		t.Flush()
+	}
+	if len(rep.Targets) > 0 {
+		fmt.Fprintf(&b, "\nTargets\n")
+		t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+		for _, g := range rep.Targets {
+			verdict := "met"
+			if !g.Met {
+				verdict = "missed"
+			}
+			fmt.Fprintf(t, "  %s\t%s\t%s\t%.3f\t%s\n", g.Measure, g.Contestant, g.wish(), g.Ratio, verdict)
+		}
+		t.Flush()
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+func (m measure) better() string {
+	if m.Higher {
+		return "higher is better"
+	}
+	return "lower is better"
+}
