@@ -287,7 +287,7 @@ func churn[K, V comparable](t *testing.T, m *Map[K, V], stable, churned, walks i
 // next one starts at the front again.
 func TestATrieWalkThatIsThrownBackSeesNothingTwice(t *testing.T) {
 	t.Parallel()
-	const n = 1000
+	const n = 300
 	m := makeMap(t, trieSpec("thrown", n), Config{})
 	want := maps.Collect(entries(n, mixedPrefix, numberOf))
 	_, err := m.SetAll(maps.All(want))

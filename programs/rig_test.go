@@ -11,7 +11,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
@@ -58,8 +57,8 @@ type rig struct {
 	flows     *conntrack.Table
 	peers     *tunnel.Peers
 	dp        *programs.Datapath
-	chain     *ebpf.Program // sets the outer header, then runs from_overlay
-	jump      *ebpf.Map
+	senders   map[port]*ebpf.Program
+	calls     *ebpf.Map // what the programs ask of the kernel; nil: not watched
 }
 
 type rigConfig struct {
@@ -226,5 +225,3 @@ func tcp(src, dst netip.Addr, sport, dport uint16, flags uint8, payload ...byte)
 func udp(src, dst netip.Addr, sport, dport uint16, payload ...byte) []byte {
 	return packet.Build(ether(blueHost, blueMAC), ip(src, dst, 64), packet.UDP{SrcPort: sport, DstPort: dport}, packet.Payload(payload))
 }
-
-var _ = unix.E2BIG

@@ -40,6 +40,9 @@ func findNodes(name string) (_ []node, err error) {
 		}
 	}()
 	for _, e := range entries {
+		if !e.IsDir() {
+			continue // the kernel puts files of its own into a bpf filesystem
+		}
 		ns, err := devices.OpenNamed(name + "-" + e.Name())
 		if err != nil {
 			return nil, fmt.Errorf("find cluster %s: %w", name, err)

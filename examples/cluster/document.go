@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"net/netip"
+
+	"github.com/godatapath/datapath/examples/internal/cluster"
+)
+
+// Document is what -json writes. Other tools read it: fields are added, never
+// changed or removed, and no list is null. Addresses are without a prefix length
+// and IPv4 first, MACs in lower case with colons.
+type Document struct {
+	Nodes    []Node    `json:"nodes"`
+	Outside  []Host    `json:"outside"`  // hosts that are on no node
+	Services []Service `json:"services"` // none yet
+}
+
+// Node is a namespace that plays a host.
+type Node struct {
+	Name      string         `json:"name"`
+	Netns     string         `json:"netns"`     // name in /run/netns
+	Addresses []netip.Addr   `json:"addresses"` // in the underlay: where other nodes reach it
+	PodCIDRs  []netip.Prefix `json:"podCIDRs"`  // its endpoints' addresses; the first address of each is the node's own
+	Pins      string         `json:"pins"`      // folder of its pinned tables
+	Cgroup    string         `json:"cgroup"`    // folder of its cgroup; "" if it has none
+	Endpoints []Endpoint     `json:"endpoints"`
+}
+
+// Endpoint is a namespace that plays a workload.
+type Endpoint struct {
+	Name      string       `json:"name"`
+	Netns     string       `json:"netns"` // name in /run/netns
+	Addresses []netip.Addr `json:"addresses"`
+	Ifindex   int          `json:"ifindex"` // of the host-side device, in the node's namespace
+	ID        uint32       `json:"id"`      // unique on its node
+	Identity  uint32       `json:"identity"`
+	MAC       string       `json:"mac"`     // of the device inside
+	NodeMAC   string       `json:"nodemac"` // of the host-side device
+}
+
+// Host is a namespace outside of the cluster.
+type Host struct {
+	Name      string       `json:"name"`
+	Netns     string       `json:"netns"` // name in /run/netns
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// Service is a load-balanced address.
+type Service struct{}
+
+func describe(c *cluster.Cluster) Document {
+	doc := Document{Nodes: []Node{}, Outside: []Host{}, Services: []Service{}}
+	for _, n := range c.Nodes {
+		node := Node{
+			Name: n.Name, Netns: n.Netns, Addresses: []netip.Addr{}, PodCIDRs: n.PodCIDRs, Pins: n.Pins, Endpoints: []Endpoint{},
+		}
+		for _, a := range n.Addrs {
+			node.Addresses = append(node.Addresses, a.Addr())
+		}
+		for _, e := range n.Endpoints {
+			node.Endpoints = append(node.Endpoints, Endpoint{
+				Name: e.Name, Netns: e.Netns, Addresses: e.Addrs, Ifindex: e.Link.Index, ID: e.ID,
+				Identity: uint32(e.Identity), MAC: e.Link.PeerMAC.String(), NodeMAC: e.Link.MAC.String(),
+			})
+		}
+		doc.Nodes = append(doc.Nodes, node)
+	}
+	return doc
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+
+	"github.com/godatapath/datapath/examples/internal/cluster"
+)
+
+const usage = `Builds a cluster of network namespaces, probes it and shows its tables.
+Root is needed, and nothing but Go. Nothing is left behind, also after Ctrl-C.
+
+  sudo go run ./examples/cluster [flags]
+
+Flags:
+  -nodes N         nodes (2)
+  -endpoints N     endpoints on each node (2)
+  -mode vxlan      how nodes reach one another's endpoints; vxlan is all there is
+  -port N          UDP port of the overlay (8472)
+  -ipv6-underlay   the nodes reach one another over IPv6
+  -hold            stay up until Ctrl-C
+  -json            describe the cluster as one JSON document on standard output;
+                   everything else goes to standard error
+  -name NAME       prefix of the names of the namespaces (dp)
+
+Try it from inside, while one is up (-hold):
+  sudo ip netns exec dp-node1-ep1 ping 10.244.2.10
+  sudo go run ./examples/dpctl status
+
+The exit code is 0 if all probes got through, 1 if not.
+`
+
+// options are the flags.
+type options struct {
+	cluster cluster.Config
+	hold    bool
+	json    bool
+}
+
+// errUsage is an error in the command line.
+var errUsage = errors.New("see -h")
+
+func parse(args []string) (options, error) {
+	var o options
+	fs := flag.NewFlagSet("cluster", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	nodes := fs.Int("nodes", 2, "")
+	endpoints := fs.Int("endpoints", 2, "")
+	mode := fs.String("mode", "vxlan", "")
+	port := fs.Int("port", 8472, "")
+	fs.BoolVar(&o.cluster.IPv6Underlay, "ipv6-underlay", false, "")
+	fs.BoolVar(&o.hold, "hold", false, "")
+	fs.BoolVar(&o.json, "json", false, "")
+	fs.StringVar(&o.cluster.Name, "name", "dp", "")
+	err := fs.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return o, err
+	case err != nil:
+	case fs.NArg() > 0:
+		err = fmt.Errorf("%q is not a flag", fs.Arg(0))
+	case *nodes < 1:
+		err = fmt.Errorf("-nodes %d: want at least 1", *nodes)
+	case *endpoints < 0:
+		err = fmt.Errorf("-endpoints %d: want 0 or more", *endpoints)
+	case *mode != "vxlan":
+		err = fmt.Errorf("-mode %s: there is only vxlan", *mode)
+	case *port < 1 || *port > 65535:
+		err = fmt.Errorf("-port %d: want 1 to 65535", *port)
+	case o.cluster.Name == "":
+		err = errors.New("-name: want a name")
+	}
+	if err != nil {
+		return o, fmt.Errorf("%w (%w)", err, errUsage)
+	}
+	o.cluster.Nodes, o.cluster.Endpoints, o.cluster.Port = *nodes, *endpoints, uint16(*port)
+	if *endpoints == 0 {
+		o.cluster.Endpoints = -1 // 0 is the default there
+	}
+	return o, nil
+}

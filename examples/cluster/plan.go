@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/godatapath/datapath/devices"
+	"github.com/godatapath/datapath/examples/internal/cluster"
+	"github.com/godatapath/datapath/examples/internal/probe"
+)
+
+// Sizes of probes, in bytes.
+const (
+	echoSize      = 64   // payload of a TCP or UDP echo
+	largePacket   = 1400 // an IP packet that fits every overlay
+	tooBigPacket  = 1500 // one that fits the endpoint's device and no overlay
+	largeDatagram = 8000 // payload of a datagram that goes in fragments
+)
+
+type server = probe.Echo
+
+// planner makes the list of probes and starts the servers that they need.
+type planner struct {
+	node   string // whose probes are planned now
+	rows   []row
+	echoes map[place]*server
+}
+
+// end is one side of a probe.
+type end struct {
+	name  string
+	netns string
+	ns    devices.Namespace
+	addrs [2]netip.Addr // IPv4, IPv6
+}
+
+func (e end) addr(family int) netip.Addr { return e.addrs[family/6] }
+
+func endpointEnd(e *cluster.Endpoint) end {
+	return end{e.Name, e.Netns, e.Namespace, [2]netip.Addr{e.Addr(4), e.Addr(6)}}
+}
+
+func nodeEnd(n *cluster.Node, name string, addrs [2]netip.Addr) end {
+	return end{n.Name + name, n.Netns, n.Namespace, addrs}
+}
+
+// plan lists, for each node, what its packets can do: each node with the next
+// one, in a ring, so that the list grows with the nodes and not with their
+// square.
+func (p *planner) plan(c *cluster.Cluster) error {
+	for i, n := range c.Nodes {
+		p.node = n.Name
+		next := c.Nodes[(i+1)%len(c.Nodes)]
+		gateway := nodeEnd(n, " gateway", [2]netip.Addr{n.Gateway(4), n.Gateway(6)})
+		if len(n.Endpoints) == 0 {
+			continue
+		}
+		first := endpointEnd(n.Endpoints[0])
+		if len(n.Endpoints) > 1 {
+			if err := p.echo("same node", first, endpointEnd(n.Endpoints[1])); err != nil {
+				return err
+			}
+		}
+		far := endpointEnd(next.Endpoints[len(next.Endpoints)-1])
+		if next != n {
+			if err := p.echo("across nodes", first, far); err != nil {
+				return err
+			}
+			p.sizes("across nodes", first, far, n)
+		}
+		if err := p.echo("node to endpoint", nodeEnd(n, "", gateway.addrs), first); err != nil {
+			return err
+		}
+		if next != n {
+			if err := p.echo("node to endpoint", nodeEnd(n, "", gateway.addrs), far); err != nil {
+				return err
+			}
+		}
+		targets := []end{gateway, nodeEnd(n, " underlay", [2]netip.Addr{n.Addrs[0].Addr(), n.Addrs[1].Addr()})}
+		if next != n {
+			targets = append(targets, nodeEnd(next, " gateway", [2]netip.Addr{next.Gateway(4), next.Gateway(6)}))
+		}
+		for _, to := range targets {
+			if err := p.echo("endpoint to node", first, to); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// echo plans the three echoes from one end to another.
+func (p *planner) echo(relation string, from, to end) error {
+	for _, family := range []int{4, 6} {
+		if err := p.serve(to, family); err != nil {
+			return err
+		}
+	}
+	p.add(relation, from, to, "ICMP echo", func(ctx context.Context, family int) (time.Duration, error) {
+		return probe.Ping(ctx, from.ns, to.addr(family), 0)
+	})
+	p.add(relation, from, to, "TCP echo", func(ctx context.Context, family int) (time.Duration, error) {
+		return probe.TCP(ctx, from.ns, p.at(to, family), echoSize)
+	})
+	p.add(relation, from, to, "UDP echo", func(ctx context.Context, family int) (time.Duration, error) {
+		return probe.UDP(ctx, from.ns, p.at(to, family), echoSize)
+	})
+	return nil
+}
+
+// sizes plans packets that are near the limits of the path from an endpoint of
+// the node into the overlay. Their servers are those of echo.
+func (p *planner) sizes(relation string, from, to end, n *cluster.Node) {
+	p.add(relation, from, to, fmt.Sprintf("packet of %d bytes", largePacket), func(ctx context.Context, family int) (time.Duration, error) {
+		return probe.Ping(ctx, from.ns, to.addr(family), largePacket)
+	})
+	p.add(relation, from, to, fmt.Sprintf("packet of %d, told MTU %d", tooBigPacket, n.VXLAN.MTU), func(ctx context.Context, family int) (time.Duration, error) {
+		return probe.TooBig(ctx, from.ns, to.addr(family), tooBigPacket, n.VXLAN.MTU, n.Gateway(family))
+	})
+	p.add(relation, from, to, fmt.Sprintf("datagram of %d in fragments", largeDatagram), func(ctx context.Context, family int) (time.Duration, error) {
+		return probe.UDP(ctx, from.ns, p.at(to, family), largeDatagram)
+	})
+}
+
+func (p *planner) add(relation string, from, to end, what string, fn func(context.Context, int) (time.Duration, error)) {
+	p.rows = append(p.rows, row{p.node, relation, from.name, to.name, what, fn})
+}
+
+func (p *planner) serve(to end, family int) error {
+	key := place{to.netns, to.addr(family)}
+	if p.echoes[key] != nil {
+		return nil
+	}
+	e, err := probe.NewEcho(to.ns, key.addr)
+	if err != nil {
+		return err
+	}
+	p.echoes[key] = e
+	return nil
+}
+
+func (p *planner) at(to end, family int) netip.AddrPort {
+	return p.echoes[place{to.netns, to.addr(family)}].Addr()
+}
+
+func (p *planner) close() error {
+	var errs []error
+	for _, e := range p.echoes {
+		errs = append(errs, e.Close())
+	}
+	return errors.Join(errs...)
+}

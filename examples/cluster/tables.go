@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/godatapath/datapath/examples/internal/cluster"
+	"github.com/godatapath/datapath/examples/internal/show"
+)
+
+// showTables prints the tables of all nodes, as dpctl prints those of one.
+func showTables(c *cluster.Cluster, out io.Writer) error {
+	var endpoints, peers, flows []show.Row
+	metrics := []show.Row{append(show.Row{"NODE"}, show.MetricsHeading...)}
+	for _, n := range c.Nodes {
+		e, err := show.Endpoints(n.Table)
+		if err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+		p, err := show.Peers(n.Peers)
+		if err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+		f, err := show.Stats(n.Flows)
+		if err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+		m, err := show.Metrics(n.Metrics)
+		if err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+		endpoints = append(endpoints, show.Under(n.Name, show.EndpointRows(e))...)
+		peers = append(peers, show.Under(n.Name, show.PeerRows(p))...)
+		flows = append(flows, show.Under(n.Name, []show.Row{f.Row()})...)
+		metrics = append(metrics, show.Under(n.Name, show.MetricRows(m))...)
+	}
+	for _, t := range []struct {
+		title string
+		rows  []show.Row
+	}{
+		{"Endpoints", endpoints},
+		{"Tunnel: which prefix is on which node", peers},
+		{"Connection tracking", flows},
+		{"What became of the packets", metrics},
+	} {
+		fmt.Fprintf(out, "\n%s\n", t.title)
+		if err := show.Write(out, "  ", t.rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package programs puts BPF programs to work: ours, which it loads with the
+// tables of the blocks that the caller chose, and the caller's own, before or
+// after ours on the same hook.
+//
+//	dp, err := programs.Load(programs.Config{Namespace: node, Gateways: gateways}, endpoints, flows, peers)
+//	defer dp.Close()
+//	err = dp.AttachHost(host)      // devices.EnsureHostPair
+//	err = dp.AttachOverlay(vxlan)  // devices.EnsureVXLAN
+//	err = dp.AttachEndpoint(veth)  // devices.EnsureEndpoint, and endpoints.Set
+//
+// A block that is not passed is a dead branch, which the verifier takes out:
+// without the flow table every packet is judged, without peers there is no
+// overlay. One program serves all endpoints of a node.
+//
+// [AttachProgram], [Hooks] and [Compile] work for any tc program and know
+// nothing about ours.
+//
+// # Lifetime
+//
+// Without [Config].Pins the programs leave the devices with [Datapath.Close] or
+// with the process. With it they go on, and the next [Load] takes over: each
+// Attach replaces the program of a pinned attachment in place, and no packet
+// meets the hook without one. [Datapath.Remove] takes everything away. The
+// tables are the blocks'; the programs keep them alive on their own.
+//
+// # Concurrency
+//
+// All methods may be called from any goroutine. A namespace is an argument, and
+// no thread of the caller ever moves to it.
+//
+// # Needs
+//
+// Linux 6.6 for tcx, with BTF; root, or CAP_BPF and CAP_NET_ADMIN. clang for
+// [Compile] alone. A kernel that lacks something answers ebpf.ErrNotSupported.
+package programs
