@@ -3,6 +3,7 @@
 package netnstest_test
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -114,9 +115,10 @@ func TestConfig(t *testing.T) {
 
 func TestNamedNamespaces(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(devices.NamespaceDir, "netnstest-named-one")
+	prefix := fmt.Sprintf("netnstest-named-%d-", os.Getpid())
+	path := filepath.Join(devices.NamespaceDir, prefix+"one")
 	t.Run("lab", func(t *testing.T) {
-		lab := netnstest.New(t, netnstest.Config{NamePrefix: "netnstest-named-"})
+		lab := netnstest.New(t, netnstest.Config{NamePrefix: prefix})
 		h := lab.Host("one")
 		assert.Equal(t, path, h.Namespace().Path())
 		assert.FileExists(t, path)

@@ -3,6 +3,7 @@
 package netnstest_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -51,7 +52,9 @@ func pin(t *testing.T, fd int, path string) {
 
 func TestLabFindsEveryLeak(t *testing.T) {
 	tb := new(fakeTB)
-	lab := netnstest.New(tb, netnstest.Config{NamePrefix: "netnstest-leak-"})
+	// Another run of this test may be going on beside this one.
+	prefix := fmt.Sprintf("netnstest-leak-%d-", os.Getpid())
+	lab := netnstest.New(tb, netnstest.Config{NamePrefix: prefix})
 	a, b := lab.Host("a", "192.0.2.1/24"), lab.Host("b", "192.0.2.2/24")
 	lab.Wire(a, b)
 
@@ -73,7 +76,7 @@ func TestLabFindsEveryLeak(t *testing.T) {
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "folder"), 0o700))
 	file, err := os.Open("/dev/zero")
 	require.NoError(t, err)
-	alias := filepath.Join(devices.NamespaceDir, "netnstest-leak-alias")
+	alias := filepath.Join(devices.NamespaceDir, prefix+"alias")
 	require.NoError(t, os.WriteFile(alias, nil, 0o444))
 	require.NoError(t, unix.Mount(b.Namespace().Path(), alias, "none", unix.MS_BIND, ""))
 
@@ -91,8 +94,8 @@ func TestLabFindsEveryLeak(t *testing.T) {
 	} {
 		assert.Contains(t, said, want)
 	}
-	assert.NotContains(t, said, "netnstest-leak-a ", "the names themselves are gone")
-	assert.NoFileExists(t, filepath.Join(devices.NamespaceDir, "netnstest-leak-a"))
+	assert.NotContains(t, said, prefix+"a ", "the names themselves are gone")
+	assert.NoFileExists(t, filepath.Join(devices.NamespaceDir, prefix+"a"))
 	assert.NoDirExists(t, dir, "the folder goes in any case")
 
 	close(stop)
@@ -101,7 +104,7 @@ func TestLabFindsEveryLeak(t *testing.T) {
 	require.NoError(t, ns.Close())
 	require.NoError(t, file.Close())
 	require.NoError(t, unix.Close(object))
-	require.NoError(t, devices.RemoveNamed("netnstest-leak-alias"))
+	require.NoError(t, devices.RemoveNamed(prefix + "alias"))
 }
 
 func leakedGoroutine(stop chan struct{}) { <-stop }
