@@ -5,37 +5,35 @@ package conntrack
 import (
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// clock turns the kernel's ticks into time. The programs keep time in jiffies,
-// which cost nothing to read, and how many there are in a second is a build
-// option of the kernel that it does not tell.
+// clock turns the kernel's ticks into time and back. The programs keep time in
+// jiffies, which cost nothing to read, in the lower 32 bits of their counter.
 type clock struct{ hz uint64 }
 
-// The values of CONFIG_HZ that Linux offers on some architecture.
-var possibleHZ = []uint64{24, 32, 48, 64, 100, 128, 200, 250, 256, 300, 500, 512, 1000, 1024, 1200}
+// ahead is how many ticks an entry may be younger than the moment it is looked
+// at: it is used while we read. The same as in expire.c.
+const ahead = 1 << 24
 
-// newClock finds the ticks in a second from the two clocks read together. The
-// jiffies start five minutes before the 32-bit counter wraps, so each possible
-// value predicts another number of them for the time since boot, even at boot.
-func newClock(jiffies, nanoseconds uint64) (clock, error) {
-	uptime := float64(nanoseconds) / 1e9
-	var best uint64
-	least := 60.0 // seconds of disagreement that are too many for any machine
-	for _, hz := range possibleHZ {
-		expect := float64(uint64(1)<<32) - 300*float64(hz) + uptime*float64(hz)
-		off := (float64(jiffies) - expect) / float64(hz)
-		if off < 0 {
-			off = -off
-		}
-		if off < least {
-			best, least = hz, off
-		}
+// kernelClock asks for the kernel's ticks in a second, CONFIG_HZ. Linux does not
+// tell that number, but its coarse clocks move once a tick, and it does tell how
+// far they move.
+func kernelClock() (clock, error) {
+	var tick unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &tick); err != nil {
+		return clock{}, fmt.Errorf("find the kernel's ticks per second: %w", err)
 	}
-	if best == 0 {
-		return clock{}, fmt.Errorf("find the kernel's ticks per second: %d jiffies %.3f s after boot fit none", jiffies, uptime)
+	return newClock(time.Duration(tick.Nano()))
+}
+
+// newClock makes the clock of a tick, which the kernel rounds to nanoseconds.
+func newClock(tick time.Duration) (clock, error) {
+	if tick < 100*time.Microsecond || tick > 100*time.Millisecond {
+		return clock{}, fmt.Errorf("find the kernel's ticks per second: a tick of %s can not be", tick)
 	}
-	return clock{hz: best}, nil
+	return clock{hz: uint64((time.Second + tick/2) / tick)}, nil
 }
 
 // ticks rounds up, so that nothing lives shorter than asked.
@@ -43,11 +41,14 @@ func (c clock) ticks(d time.Duration) uint32 {
 	return uint32((uint64(d)*c.hz + uint64(time.Second) - 1) / uint64(time.Second))
 }
 
-// since is the time from a tick to now, both the lower half of the counter.
+// since is the time from a tick to now, both the lower half of the counter. It
+// wraps with that: at 1000 ticks a second after 49 days.
 func (c clock) since(now, then uint32) time.Duration {
-	ticks := int32(now - then)
-	if ticks < 0 { // another CPU was a tick ahead
+	ticks := now - then
+	if ticks > ^uint32(0)-ahead+1 {
 		return 0
 	}
-	return time.Duration(uint64(ticks) * uint64(time.Second) / c.hz)
+	// Whole seconds apart, or the product would not fit 64 bits at the end.
+	return time.Duration(uint64(ticks)/c.hz)*time.Second +
+		time.Duration(uint64(ticks)%c.hz*uint64(time.Second)/c.hz)
 }

@@ -43,7 +43,8 @@ type Config struct {
 
 // Timeouts are how long a flow may be idle before it is forgotten. A zero field
 // has the default that stands beside it. None may be longer than 7 days: the
-// programs keep time in 31 bits of the kernel's ticks, up to 1,000 a second.
+// programs keep time in 32 bits of the kernel's ticks, up to 1,000 a second, and
+// a pass must come while it is still clear how long a flow has been idle.
 type Timeouts struct {
 	TCPNew         time.Duration // not confirmed; 60 s
 	TCPEstablished time.Duration // 6 h; SCTP too

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -16,14 +17,17 @@ import (
 
 // Expired is what a pass has done.
 type Expired struct {
-	Flows    uint64        // idle for their time when the pass began
+	Flows    uint64        // idle for their time when the pass began, and what is left of broken ones
 	Entries  uint64        // deleted: two a flow, none of those that were used again meanwhile
 	Duration time.Duration // of the whole pass
 }
 
 // Run expires idle flows every Config.Interval until ctx ends, which is not an
-// error. It may be left out when another process does it.
+// error. One process of those that share a pinned table runs it.
 func (t *Table) Run(ctx context.Context) error {
+	if err := t.canExpire(); err != nil {
+		return err
+	}
 	tick := time.NewTicker(t.cfg.Interval)
 	defer tick.Stop()
 	for {
@@ -41,7 +45,13 @@ func (t *Table) Run(ctx context.Context) error {
 // Expire makes one pass over the table and deletes the flows that have been
 // idle for their time, both entries of each. It runs inside the kernel, looks
 // again before it deletes, and never takes a flow that a packet has used since.
+//
+// Packets go on meanwhile. A flow that comes or goes at the wrong moment can
+// hide others from the pass; the next one finds them.
 func (t *Table) Expire() (Expired, error) {
+	if err := t.canExpire(); err != nil {
+		return Expired{}, err
+	}
 	t.expiring.Lock()
 	defer t.expiring.Unlock()
 	start := time.Now()
@@ -62,6 +72,15 @@ func (t *Table) Expire() (Expired, error) {
 	}
 	out.Duration = time.Since(start)
 	return out, nil
+}
+
+// canExpire refuses a table whose timeouts are not known: a flow that its owner
+// keeps for a day must not end after our default.
+func (t *Table) canExpire() error {
+	if t.ring == nil {
+		return errors.New("expire the flow table: it was opened as a tool does, and its owner's timeouts are not known: use New")
+	}
+	return nil
 }
 
 // membarrierGlobal is MEMBARRIER_CMD_GLOBAL of the kernel's uapi.
@@ -101,16 +120,25 @@ func (t *Table) loadPass() error {
 		return fmt.Errorf("load the pass over the flow table: %w", err)
 	}
 	defer coll.Close()
-	t.pass = coll.DetachProgram("flow_pass")
-	now, err := t.runPass(0) // reads the clocks and nothing else
-	if err != nil {
+	if t.clock, err = kernelClock(); err != nil {
 		return err
 	}
-	t.clock, err = newClock(now.Jiffies, now.Ktime)
-	return err
+	t.pass = coll.DetachProgram("flow_pass")
+	return nil
+}
+
+// now is the kernel's tick.
+func (t *Table) now() (uint32, error) {
+	out, err := t.runPass(0) // looks at the clock and at no entry
+	return out.Now, err
 }
 
 func (t *Table) runPass(mode bpf.TablePassMode) (bpf.TablePass, error) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if t.pass == nil {
+		return bpf.TablePass{}, fmt.Errorf("pass over the flow table: %w", os.ErrClosed)
+	}
 	args := bpf.TablePass{Mode: uint32(mode)}
 	if mode != 0 {
 		c, d := t.clock, t.cfg.Timeouts

@@ -53,9 +53,9 @@ func fill(t testing.TB, table *Table, n int, stage bpf.TableFlowStage, lastSeen 
 // ago is the tick of some seconds ago.
 func ago(t testing.TB, table *Table, seconds uint32) uint32 {
 	t.Helper()
-	now, err := table.runPass(0)
+	now, err := table.now()
 	require.NoError(t, err)
-	return now.Now - seconds*uint32(table.clock.hz)
+	return now - seconds*uint32(table.clock.hz)
 }
 
 func newTable(t testing.TB, cfg Config) *Table {

@@ -4,7 +4,9 @@ package conntrack
 
 import "net/netip"
 
-// Filter chooses flows by the originator's tuple. A zero field matches all.
+// Filter chooses flows by the originator's tuple. A zero field matches all. A
+// prefix that is invalid without being zero, such as one of 33 bits, matches
+// nothing. Host bits do not matter, and an IPv4-mapped prefix is an IPv4 one.
 type Filter struct {
 	Src, Dst         netip.Prefix
 	SrcPort, DstPort uint16
@@ -19,4 +21,12 @@ func (f Filter) Match(t Tuple) bool {
 		(f.Protocol == 0 || f.Protocol == t.Protocol)
 }
 
-func inPrefix(p netip.Prefix, a netip.Addr) bool { return !p.IsValid() || p.Contains(a) }
+func inPrefix(p netip.Prefix, a netip.Addr) bool {
+	if p == (netip.Prefix{}) {
+		return true
+	}
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Contains(a.Unmap().WithZone(""))
+}

@@ -77,6 +77,22 @@ type Tuple struct {
 	Protocol Protocol
 }
 
+// check says what is wrong with a tuple that no packet can have.
+func (t Tuple) check() error {
+	for _, a := range []netip.Addr{t.Src.Addr(), t.Dst.Addr()} {
+		switch {
+		case !a.IsValid():
+			return errors.New("an address is missing or invalid")
+		case a.Zone() != "":
+			return fmt.Errorf("address %s: a zone has no meaning here", a)
+		}
+	}
+	if t.Src.Addr().Unmap().Is4() != t.Dst.Addr().Unmap().Is4() {
+		return errors.New("the addresses are of two families")
+	}
+	return nil
+}
+
 // String is the usual arrow.
 func (t Tuple) String() string { return fmt.Sprintf("%s %s -> %s", t.Protocol, t.Src, t.Dst) }
 
@@ -126,13 +142,19 @@ type Flow struct {
 	Original, Reply Tuple
 	State           State
 	Sent, Received  Counters // by the originator
-	Age, Idle       time.Duration
-	Forward, Back   Verdict
+	// Age is the time since the first packet, Idle since the last one of either
+	// direction, to a tick of the kernel. They wrap with 32 bits of ticks: after
+	// 49 days where there are 1,000 a second.
+	Age, Idle     time.Duration
+	Forward, Back Verdict
 }
 
 // Lookup returns the flow that packets of this tuple belong to, in either
 // direction; ebpf.ErrKeyNotExist if there is none.
 func (t *Table) Lookup(tuple Tuple) (Flow, error) {
+	if err := tuple.check(); err != nil {
+		return Flow{}, fmt.Errorf("look up flow %s: %w", tuple, err)
+	}
 	key := keyOf(tuple)
 	f, err := t.flows.Lookup(key)
 	if err != nil {
@@ -156,7 +178,7 @@ func (t *Table) Lookup(tuple Tuple) (Flow, error) {
 }
 
 // All walks over the flows, in no order. A flow that is there all the time is
-// met at least once.
+// met exactly once.
 func (t *Table) All() iter.Seq2[Flow, error] { return t.Filter(Filter{}) }
 
 // Filter walks over the flows that match. The two entries of a flow are joined
@@ -207,8 +229,9 @@ func (t *Table) Filter(want Filter) iter.Seq2[Flow, error] {
 
 func isOriginal(f bpf.TableFlow) bool { return f.Flags&uint8(bpf.TableFlowFlagFLOW_REPLY) == 0 }
 
-// Flush forgets the flows that match, both entries of each, and returns how
-// many. A packet that comes later starts a new flow.
+// Flush forgets the flows that match, both entries of each, with what is left
+// of broken ones, and returns how many flows. A packet that comes later starts a
+// new flow.
 func (t *Table) Flush(want Filter) (int, error) {
 	var keys []bpf.TableTuple
 	n := 0
@@ -216,8 +239,15 @@ func (t *Table) Flush(want Filter) (int, error) {
 		if err != nil {
 			return 0, fmt.Errorf("flush the flow table: %w", err)
 		}
-		if isOriginal(e.Value) && want.Match(tupleOf(e.Key)) {
-			keys = append(keys, e.Key, e.Value.Peer)
+		original := e.Key
+		if !isOriginal(e.Value) {
+			original = e.Value.Peer
+		}
+		if !want.Match(tupleOf(original)) {
+			continue
+		}
+		keys = append(keys, e.Key)
+		if isOriginal(e.Value) {
 			n++
 		}
 	}
@@ -234,12 +264,12 @@ type view struct {
 }
 
 func (t *Table) view() (view, error) {
-	now, err := t.runPass(0)
+	now, err := t.now()
 	if err != nil {
 		return view{}, err
 	}
 	actions, err := names.Of("action", "ACTION")
-	return view{now: now.Now, actions: actions}, err
+	return view{now: now, actions: actions}, err
 }
 
 // flow tells a flow by its two entries. The reply's is zero if it is missing.

@@ -13,12 +13,17 @@ import (
 // Stats is the state of the table in numbers. Those of events count from the
 // making of the table.
 type Stats struct {
-	Entries, Capacity      int    // two entries a flow
-	Established, New       uint64 // flows now; New is the budget of the unconfirmed
-	Created, Confirmed     uint64
-	Evicted                uint64 // unconfirmed flows that newer ones pushed out
-	Reused                 uint64 // closed connections whose tuple came again
-	InsertErrors           map[unix.Errno]uint64
+	Entries, Capacity  int    // two entries a flow
+	Established, New   uint64 // flows now; New is those that Config.Unconfirmed bounds
+	Created, Confirmed uint64
+	Evicted            uint64 // unconfirmed flows that newer ones pushed out
+	Reused             uint64 // closed connections whose tuple came again
+	// InsertErrors are flows that could not be remembered, whose packets went on
+	// all the same: unix.E2BIG the table is full, unix.ENOMEM, unix.EBUSY a lock
+	// was taken (kernels before 6.15), 0 anything else. What did not happen is
+	// not listed.
+	InsertErrors map[unix.Errno]uint64
+	// FragmentsNotRemembered are datagrams whose later parts are dropped.
 	FragmentsNotRemembered uint64
 }
 

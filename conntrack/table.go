@@ -13,6 +13,7 @@ import (
 
 	"github.com/godatapath/datapath/internal/block"
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/bpffs"
 	"github.com/godatapath/datapath/internal/undo"
 	"github.com/godatapath/datapath/maps"
 )
@@ -39,13 +40,17 @@ type Table struct {
 	head      *maps.Map[uint32, uint32]
 	events    *maps.Map[uint32, []uint64]
 	fragments *maps.Map[bpf.TableFragmentKey, bpf.TableFragments]
-	pass      *ebpf.Program
 	clock     clock
+
+	mu   sync.RWMutex  // held for reading while the pass runs
+	pass *ebpf.Program // nil once closed
 
 	expiring sync.Mutex // one pass at a time: a reaper must know its condemner
 }
 
-// New makes the flow table, or adopts the pinned one with its flows.
+// New makes the flow table, or adopts the pinned one with its flows. A pinned
+// table of other sizes is a [*maps.IncompatibleError], unless Config.OnMismatch
+// says otherwise.
 func New(cfg Config) (_ *Table, err error) {
 	if cfg, err = cfg.withDefaults(); err != nil {
 		return nil, fmt.Errorf("make the flow table: %w", err)
@@ -58,23 +63,23 @@ func New(cfg Config) (_ *Table, err error) {
 	defer u.Run(&err)
 	t := &Table{cfg: cfg}
 	u.Push(t.Close)
-	if t.flows, err = table[bpf.TableTuple, bpf.TableFlow](spec, flowsTable, 2*cfg.Flows, cfg); err != nil {
+	if t.flows, err = table[bpf.TableTuple, bpf.TableFlow](&u, spec.Maps[flowsTable], 2*cfg.Flows, cfg); err != nil {
 		return nil, err
 	}
-	if t.ring, err = table[uint32, bpf.TableTuple](spec, ringTable, cfg.Unconfirmed, cfg); err != nil {
+	if t.ring, err = table[uint32, bpf.TableTuple](&u, spec.Maps[ringTable], cfg.Unconfirmed, cfg); err != nil {
 		return nil, err
 	}
-	if t.events, err = table[uint32, []uint64](spec, eventsTable, 0, cfg); err != nil {
+	if t.events, err = table[uint32, []uint64](&u, spec.Maps[eventsTable], 0, cfg); err != nil {
 		return nil, err
 	}
-	if t.fragments, err = table[bpf.TableFragmentKey, bpf.TableFragments](spec, fragmentsTable, cfg.Fragments, cfg); err != nil {
+	if t.fragments, err = table[bpf.TableFragmentKey, bpf.TableFragments](&u, spec.Maps[fragmentsTable], cfg.Fragments, cfg); err != nil {
 		return nil, err
 	}
 	// A variable of the programs, kept as a table of one.
 	head := spec.Maps[headSection]
 	head.Name, head.Key, head.Value, head.Contents = headTable, nil, nil, nil
 	head.Flags |= unix.BPF_F_MMAPABLE // as the loader makes every variable
-	if t.head, err = maps.New(maps.Spec[uint32, uint32]{Map: head, Schema: schema}, cfg.Config); err != nil {
+	if t.head, err = table[uint32, uint32](&u, head, 0, cfg); err != nil {
 		return nil, err
 	}
 	if err := t.loadPass(); err != nil {
@@ -84,8 +89,9 @@ func New(cfg Config) (_ *Table, err error) {
 }
 
 // Open opens the flow table that is pinned in the folder pins and never makes
-// one: for tools. An absent one answers os.ErrNotExist. What it returns is no
-// block, since the table does not tell the settings.
+// one: for tools that list, look up, count and flush. An absent one answers
+// os.ErrNotExist. The table does not tell the settings of its owner, so what
+// Open returns is no block of programs.Load and does not expire.
 func Open(pins string) (_ *Table, err error) {
 	var u undo.Stack
 	defer u.Run(&err)
@@ -106,16 +112,23 @@ func Open(pins string) (_ *Table, err error) {
 	return t, nil
 }
 
-func table[K, V any](spec *ebpf.CollectionSpec, name string, entries int, cfg Config) (*maps.Map[K, V], error) {
-	ms := spec.Maps[name]
+// table makes or adopts one of the tables. One that was made loses its pin again
+// if the whole can not be had.
+func table[K, V any](u *undo.Stack, ms *ebpf.MapSpec, entries int, cfg Config) (*maps.Map[K, V], error) {
 	if entries > 0 {
 		ms.MaxEntries = uint32(entries)
 	}
-	return maps.New(maps.Spec[K, V]{Map: ms, Schema: schema}, cfg.Config)
+	isNew := bpffs.IsFree(cfg.Pins, ms.Name)
+	m, err := maps.New(maps.Spec[K, V]{Map: ms, Schema: schema}, cfg.Config)
+	if err == nil && isNew {
+		u.Push(m.Unpin)
+	}
+	return m, err
 }
 
 // Close drops our handles; a pinned table stays, and so do the programs that
-// use it. Idempotent.
+// use it. It waits for a pass that is under way. Idempotent. Other methods
+// answer os.ErrClosed afterwards.
 func (t *Table) Close() error {
 	var errs []error
 	if t.flows != nil {
@@ -133,8 +146,11 @@ func (t *Table) Close() error {
 	if t.fragments != nil {
 		errs = append(errs, t.fragments.Close())
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.pass != nil {
 		errs = append(errs, t.pass.Close())
+		t.pass = nil
 	}
 	return errors.Join(errs...)
 }

@@ -205,7 +205,7 @@ func TestWalksSurviveChurn(t *testing.T) {
 		churn(t, m, stable, churned, 2, keyOf, valueOf)
 	})
 	t.Run("trie", func(t *testing.T) {
-		churn(t, makeMap(t, trieSpec("churn", 2*(stable+churned)), Config{}), stable, churned, walks, mixedPrefix, numberOf)
+		churn(t, makeMap(t, trieSpec("churn", 2*(stable+churned)), Config{}), stable, churned, walks/3, mixedPrefix, numberOf)
 	})
 	t.Run("trie key by key", func(t *testing.T) {
 		m := makeMap(t, trieSpec("churn", 2*(stable+churned)), Config{})

@@ -154,7 +154,7 @@ func BenchmarkDeleteAll(b *testing.B) {
 
 // BenchmarkNew is what making, pinning and adopting one table costs.
 func BenchmarkNew(b *testing.B) {
-	dir := bpffs(b)
+	dir := mountedFS(b)
 	for b.Loop() {
 		for range 2 {
 			m, err := New(hashSpec("bench", 16), Config{Pins: dir})

@@ -6,25 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/godatapath/datapath/internal/bpffs"
 )
 
 // IsBPFFS tells whether dir is on a bpf filesystem, so that tables can be
 // pinned there. An absent dir answers errors.Is(err, os.ErrNotExist).
 func IsBPFFS(dir string) (bool, error) {
-	var st unix.Statfs_t
-	for {
-		err := unix.Statfs(dir, &st)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return false, fmt.Errorf("ask for the filesystem of %s: %w", dir, explainPermission(err))
-		}
-		return uint32(st.Type) == unix.BPF_FS_MAGIC, nil
-	}
+	is, err := bpffs.Is(dir)
+	return is, explainPermission(err)
 }
 
 // MountBPFFS makes the folder dir, if it is absent, and mounts a bpf filesystem
@@ -82,22 +74,9 @@ func UnmountBPFFS(dir string) error {
 // ensureFolder makes dir on an existing bpf filesystem. The returned function
 // takes away the folders it has made, as far as they are empty.
 func ensureFolder(dir string) (takeBack func() error, err error) {
-	var missing []string
-	at := dir
-	for {
-		is, err := IsBPFFS(at)
-		if errors.Is(err, os.ErrNotExist) && at != filepath.Dir(at) {
-			missing = append(missing, at)
-			at = filepath.Dir(at)
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if !is {
-			return nil, fmt.Errorf("folder for pins %s: %s is %w: mount one (see MountBPFFS) or choose a folder below /sys/fs/bpf", dir, at, ErrNoBPFFS)
-		}
-		break
+	missing, err := bpffs.Missing(dir)
+	if err != nil {
+		return nil, explainPermission(err)
 	}
 	var made []string
 	takeBack = func() error {

@@ -10,11 +10,13 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/godatapath/datapath/internal/bpffs"
 )
 
 // ErrNoBPFFS says that a folder for pins is not on a bpf filesystem. Mount one
 // there with [MountBPFFS], or choose a folder below /sys/fs/bpf.
-var ErrNoBPFFS = errors.New("not on a bpf filesystem")
+var ErrNoBPFFS = bpffs.ErrNone
 
 // IncompatibleError says that a table does not have the layout that is asked
 // for: a pinned table of another layout, or a Go type that does not fit its C

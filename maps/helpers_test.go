@@ -54,7 +54,7 @@ func makeMap[K, V any](t testing.TB, spec Spec[K, V], cfg Config) *Map[K, V] {
 }
 
 // bpffs mounts a bpf filesystem for the test alone.
-func bpffs(t testing.TB) string {
+func mountedFS(t testing.TB) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "bpf")
 	require.NoError(t, MountBPFFS(dir))

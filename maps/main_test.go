@@ -15,21 +15,33 @@ import (
 // TestMain fails the run if a test has left a descriptor, a goroutine or a
 // mount behind.
 func TestMain(m *testing.M) {
+	// A folder of our own tells our mounts from those of other packages' tests,
+	// which run at the same time.
+	tmp, err := os.MkdirTemp("", "maps-test")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Setenv("TMPDIR", tmp)
 	before := strings.Join(descriptors(), "\n")
 	code := m.Run()
 	fuzzing := flag.Lookup("test.fuzz").Value.String() != "" || flag.Lookup("test.fuzzworker").Value.String() == "true"
 	if code == 0 && !fuzzing { // its workers and pipes are not ours
-		if left := leftovers(before); left != "" {
+		if left := leftovers(before, tmp); left != "" {
 			fmt.Fprintln(os.Stderr, "left behind:", left)
 			code = 1
 		}
+	}
+	if err := os.RemoveAll(tmp); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }
 
 // leftovers waits for what is on its way out, then names what stays beside
 // the descriptors of before.
-func leftovers(before string) string {
+func leftovers(before, tmp string) string {
 	var left []string
 	for range 50 {
 		left = extraGoroutines()
@@ -38,7 +50,7 @@ func leftovers(before string) string {
 				left = append(left, d)
 			}
 		}
-		left = append(left, testMounts()...)
+		left = append(left, mountsBelow(tmp)...)
 		if len(left) == 0 {
 			return ""
 		}
@@ -74,14 +86,14 @@ func extraGoroutines() []string {
 	return nil
 }
 
-func testMounts() []string {
+func mountsBelow(dir string) []string {
 	var found []string
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return []string{err.Error()}
 	}
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); strings.HasPrefix(f[4], os.TempDir()+"/Test") || strings.HasPrefix(f[4], os.TempDir()+"/Example") {
+		if f := strings.Fields(line); strings.HasPrefix(f[4], dir+"/") {
 			found = append(found, "mount "+f[4])
 		}
 	}

@@ -383,7 +383,7 @@ func TestNewDoesNotChangeTheSpec(t *testing.T) {
 	spec.Schema = 3
 	spec.Map.Pinning = ebpf.PinByName
 	before := *spec.Map
-	makeMap(t, spec, Config{Pins: bpffs(t)})
+	makeMap(t, spec, Config{Pins: mountedFS(t)})
 	assert.Equal(t, before, *spec.Map)
 }
 

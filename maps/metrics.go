@@ -92,12 +92,12 @@ func (m *Metrics) All() iter.Seq2[Metric, error] {
 	}
 }
 
-// Drops sums the packets that were dropped for the reason, by all programs. An
-// unknown reason is an error.
+// Drops sums the packets that were dropped for the reason, by all programs. It
+// is named as in [Metric].Outcome; one that does not exist is an error.
 func (m *Metrics) Drops(reason string) (uint64, error) {
 	known := false
-	for _, name := range m.names.drops {
-		known = known || name == reason
+	for number, name := range m.names.drops {
+		known = known || name == reason && isDrop(number)
 	}
 	if !known {
 		return 0, fmt.Errorf("count drops: %q is not a drop reason", reason)
@@ -120,7 +120,7 @@ func (n metricNames) metric(index uint32, perCPU []bpf.TableCounters) Metric {
 	if program == uint32(bpf.TableProgramPROGRAM_FROM_ENDPOINT) {
 		out.Direction = "egress"
 	}
-	if out.Dropped = what >= uint32(bpf.TableActionACTION_COUNT); out.Dropped {
+	if out.Dropped = isDrop(what); out.Dropped {
 		out.Outcome = nameOr(n.drops, what)
 	} else {
 		out.Outcome = nameOr(n.actions, what)
@@ -131,6 +131,9 @@ func (n metricNames) metric(index uint32, perCPU []bpf.TableCounters) Metric {
 	}
 	return out
 }
+
+// isDrop tells reasons from actions, which are counted in front of them.
+func isDrop(what uint32) bool { return what >= uint32(bpf.TableActionACTION_COUNT) }
 
 // nameOr keeps a counter of newer programs readable for an older tool.
 func nameOr(all map[uint32]string, n uint32) string {

@@ -10,7 +10,9 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -35,7 +37,7 @@ func pinsIn(t testing.TB, dir string) []string {
 
 func TestAPinnedTableIsAdopted(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(bpffs(t), "some", "where")
+	dir := filepath.Join(mountedFS(t), "some", "where")
 	spec := hashSpec("flows", 16)
 	spec.Schema = 7
 	a := makeMap(t, spec, Config{Pins: dir})
@@ -66,7 +68,7 @@ func TestAPinnedTableIsAdopted(t *testing.T) {
 
 func TestPinAndUnpin(t *testing.T) {
 	t.Parallel()
-	dir := bpffs(t)
+	dir := mountedFS(t)
 	m := makeMap(t, hashSpec("late", 4), Config{})
 	require.NoError(t, m.Unpin(), "not pinned")
 	require.NoError(t, m.Pin(filepath.Join(dir, "a")))
@@ -98,7 +100,7 @@ func TestPinAndUnpin(t *testing.T) {
 
 func TestUnpinLeavesThePinOfASuccessor(t *testing.T) {
 	t.Parallel()
-	dir := bpffs(t)
+	dir := mountedFS(t)
 	old := makeMap(t, hashSpec("heir", 4), Config{Pins: dir})
 	next := makeMap(t, hashSpec("heir", 8), Config{Pins: dir, OnMismatch: Replace})
 	require.NoError(t, old.Remove())
@@ -195,7 +197,7 @@ func TestEveryDifferenceIsNamed(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			dir := bpffs(t)
+			dir := mountedFS(t)
 			path := filepath.Join(dir, "rows")
 			completeBTF2(c.have.spec, c.have.schema)
 			em, err := ebpf.NewMap(c.have.spec)
@@ -257,7 +259,7 @@ func TestGoTypesFindAChangedLayout(t *testing.T) {
 	type after struct{ Bytes, Packets uint64 }
 	type renamed struct{ Frames, Octets uint64 }
 	type narrow struct{ Packets, Drops, Bytes, Pad uint32 }
-	dir := bpffs(t)
+	dir := mountedFS(t)
 	spec := &ebpf.MapSpec{Name: "plain", Type: ebpf.Hash, MaxEntries: 4}
 	makeMap(t, Spec[uint32, before]{Map: spec}, Config{Pins: dir})
 
@@ -331,7 +333,7 @@ func TestGoTypesMustFitTheCTypes(t *testing.T) {
 
 func TestReplaceSwapsThePinInOneStep(t *testing.T) {
 	t.Parallel()
-	dir := bpffs(t)
+	dir := mountedFS(t)
 	path := filepath.Join(dir, "rows")
 	old := makeMap(t, hashSpec("rows", 4), Config{Pins: dir})
 	require.NoError(t, old.Set(keyOf(1), valueOf(1)))
@@ -372,7 +374,7 @@ func TestMigrateCarriesTheEntriesOver(t *testing.T) {
 	t.Parallel()
 	type v1 struct{ Count, Pad uint32 }
 	type v2 struct{ Count, Bytes uint64 }
-	dir := bpffs(t)
+	dir := mountedFS(t)
 	path := filepath.Join(dir, "rows")
 	mapSpec := &ebpf.MapSpec{Name: "rows", Type: ebpf.Hash, MaxEntries: 1000}
 	old := makeMap(t, Spec[uint32, v1]{Map: mapSpec, Schema: 1}, Config{Pins: dir})
@@ -430,7 +432,7 @@ func TestMigrateCarriesTheEntriesOver(t *testing.T) {
 // Open and Wrap, good or bad, gives back all descriptors.
 func TestNoDescriptorIsForgotten(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	dir := bpffs(t)
+	dir := mountedFS(t)
 	path := filepath.Join(dir, "rows")
 	broken := errors.New("broken")
 	with := func(entries, schema uint32, migrate func(o, n *ebpf.Map) error) Spec[key, value] {
@@ -478,17 +480,23 @@ func TestNoDescriptorIsForgotten(t *testing.T) {
 
 func TestManyMakersGetOneTable(t *testing.T) {
 	t.Parallel()
-	for round := range 10 {
-		dir := filepath.Join(bpffs(t), "new")
+	for _, old := range []uint32{0, 3} { // nothing is there, or a table to migrate
+		dir := filepath.Join(mountedFS(t), "new")
+		if old != 0 {
+			makeMap(t, hashSpec("one", old), Config{Pins: dir})
+		}
+		var migrations atomic.Int32
+		spec := hashSpec("one", 4)
+		spec.Migrate = func(_, _ *ebpf.Map) error {
+			migrations.Add(1)
+			time.Sleep(20 * time.Millisecond) // long enough for all the others to come
+			return nil
+		}
 		ids := make([]uint32, 8)
 		var wg sync.WaitGroup
 		for i := range ids {
 			wg.Go(func() {
-				mismatch := Fail
-				if round%2 == 1 {
-					mismatch = Replace
-				}
-				m, err := New(hashSpec("one", 4), Config{Pins: dir, OnMismatch: mismatch})
+				m, err := New(spec, Config{Pins: dir, OnMismatch: Migrate})
 				if assert.NoError(t, err) {
 					ids[i] = m.id
 					assert.NoError(t, m.Close())
@@ -497,16 +505,16 @@ func TestManyMakersGetOneTable(t *testing.T) {
 		}
 		wg.Wait()
 		for _, id := range ids {
-			require.Equal(t, ids[0], id)
+			assert.Equal(t, ids[0], id)
 		}
+		assert.EqualValues(t, min(old, 1), migrations.Load(), "one migrates, the others adopt")
+		assert.Equal(t, []string{"one"}, pinsIn(t, dir))
 	}
 }
 
 func TestSchemaOnEveryKind(t *testing.T) {
 	t.Parallel()
-	cpus := ebpf.MustPossibleCPU()
-	_ = cpus
-	dir := bpffs(t)
+	dir := mountedFS(t)
 	check := func(t *testing.T, make func(schema uint32, dir string) error) {
 		sub := filepath.Join(dir, filepath.Base(t.Name()))
 		require.NoError(t, make(41, sub))
@@ -584,7 +592,7 @@ func TestNoBPFFS(t *testing.T) {
 
 func TestAFolderWithADotIsExplained(t *testing.T) {
 	t.Parallel()
-	dir := bpffs(t)
+	dir := mountedFS(t)
 	_, err := New(hashSpec("dots", 4), Config{Pins: filepath.Join(dir, "v1", "a.b", "c")})
 	require.ErrorIs(t, err, os.ErrPermission)
 	require.ErrorContains(t, err, "no dot")
@@ -593,7 +601,7 @@ func TestAFolderWithADotIsExplained(t *testing.T) {
 
 func TestAPinThatIsNoTable(t *testing.T) {
 	t.Parallel()
-	dir := bpffs(t)
+	dir := mountedFS(t)
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "thing"), 0o700))
 	_, err := New(hashSpec("thing", 4), Config{Pins: dir, OnMismatch: Replace})
 	require.ErrorContains(t, err, "make table thing")
@@ -635,7 +643,7 @@ func TestMountAndUnmount(t *testing.T) {
 }
 
 func TestRelativeFolder(t *testing.T) {
-	dir := bpffs(t)
+	dir := mountedFS(t)
 	t.Chdir(dir)
 	m := makeMap(t, hashSpec("near", 4), Config{Pins: "here"})
 	assert.Equal(t, filepath.Join(dir, "here", "near"), m.PinPath())

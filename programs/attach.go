@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/godatapath/datapath/internal/bpffs"
 )
 
 // linksFolder holds the pinned attachments, below Config.Pins.
@@ -72,6 +74,7 @@ type Attach struct {
 type Attachment struct {
 	link link.Link
 	pin  string
+	id   link.ID // tells our pin from one that has taken its place; 0: not pinned
 }
 
 // AttachProgram attaches a program with tcx (kernel 6.6). If something of ours
@@ -98,7 +101,7 @@ func AttachProgram(a Attach) (*Attachment, error) {
 			return nil, fmt.Errorf("%s: %w", what, err)
 		}
 		if l != nil {
-			return &Attachment{link: l, pin: a.Pin}, nil
+			return pinned(l, a.Pin, what)
 		}
 	}
 	var l link.Link
@@ -116,10 +119,29 @@ func AttachProgram(a Attach) (*Attachment, error) {
 	}
 	if a.Pin != "" {
 		if err := l.Pin(a.Pin); err != nil {
-			return nil, errors.Join(fmt.Errorf("%s: pin at %s: %w", what, a.Pin, err), l.Close())
+			return nil, errors.Join(fmt.Errorf("%s: pin at %s: %w", what, a.Pin, explainPin(a.Pin, err)), l.Close())
 		}
+		return pinned(l, a.Pin, what)
 	}
-	return &Attachment{link: l, pin: a.Pin}, nil
+	return &Attachment{link: l}, nil
+}
+
+// pinned is the attachment of a link that has a pin. If it fails the pin stays:
+// there is nothing wrong with it.
+func pinned(l link.Link, pin, what string) (*Attachment, error) {
+	info, err := l.Info()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: ask the attachment: %w", what, err), l.Close())
+	}
+	return &Attachment{link: l, pin: pin, id: info.ID}, nil
+}
+
+// explainPin says so if the folder of a pin can not hold one.
+func explainPin(pin string, err error) error {
+	if is, failed := bpffs.Is(filepath.Dir(pin)); failed == nil && !is {
+		return fmt.Errorf("%s is %w: mount one there or choose a folder below /sys/fs/bpf", filepath.Dir(pin), bpffs.ErrNone)
+	}
+	return err
 }
 
 // explainAttach says what to do about the errors that a caller meets first.
@@ -189,22 +211,31 @@ func (t *Attachment) alive(ifindex int) (bool, error) {
 	return tcx != nil && int(tcx.Ifindex) == ifindex, nil
 }
 
-// Close drops our handle. A pinned attachment stays, any other ends.
+// Close drops our handle. A pinned attachment stays, any other ends. Idempotent.
 func (t *Attachment) Close() error { return t.link.Close() }
 
-// Remove takes the program off the device, with its pin. Nil if the device is
-// gone, which has done it already.
+// Remove takes the program off the device, with its pin, also after Close. Nil
+// if the device is gone, which has done it already. Idempotent: a pin that
+// another attachment has put there since stays.
 func (t *Attachment) Remove() error {
-	var errs []error
+	var err error
 	if t.pin != "" {
-		if err := os.Remove(t.pin); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("detach: %w", err))
-		}
+		err = removePinned(t.pin, t.id)
 	}
-	if err := t.link.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) && !errors.Is(err, ebpf.ErrNotSupported) {
-		errs = append(errs, fmt.Errorf("detach: %w", err))
+	return errors.Join(err, detach(t.link), t.link.Close())
+}
+
+// detach takes a program off its device at once, whoever else has a handle.
+func detach(l link.Link) error {
+	err := l.Detach()
+	switch {
+	case errors.Is(err, unix.ENOLINK): // the device is gone
+	case errors.Is(err, unix.EBADF): // closed
+	case errors.Is(err, ebpf.ErrNotSupported): // before 5.9: closing must do
+	case err != nil:
+		return fmt.Errorf("detach: %w", err)
 	}
-	return errors.Join(append(errs, t.link.Close())...)
+	return nil
 }
 
 // removePinnedLinks ends all attachments that are pinned below pins.
@@ -224,7 +255,11 @@ func removePinnedLinks(pins string) error {
 	return errors.Join(append(errs, os.Remove(dir))...)
 }
 
-func removePinnedLink(path string) error {
+func removePinnedLink(path string) error { return removePinned(path, 0) }
+
+// removePinned ends the attachment that is pinned at path, if it is that of the
+// id; 0: whichever. Nil if there is none.
+func removePinned(path string, id link.ID) error {
 	l, err := link.LoadPinnedLink(path, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -232,5 +267,14 @@ func removePinnedLink(path string) error {
 	if err != nil {
 		return fmt.Errorf("open the attachment at %s: %w", path, err)
 	}
-	return (&Attachment{link: l, pin: path}).Remove()
+	if id != 0 {
+		info, err := l.Info()
+		if err != nil || info.ID != id {
+			return errors.Join(err, l.Close())
+		}
+	}
+	if err = os.Remove(path); errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, detach(l), l.Close())
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -22,10 +23,9 @@ import (
 type CompileConfig struct {
 	// Path of the C file. An #include "…" is looked for beside it first.
 	Path string
-	// Text is C source instead of a file. An #include "…" is looked for in the
-	// working directory first.
+	// Text is C source instead of a file.
 	Text string
-	// Name of Text in messages and in debug information; "": source.c.
+	// Name of Text in messages, a relative path; "": source.c.
 	Name string
 	// Include lists folders to look for headers in, before ours.
 	Include []string
@@ -44,7 +44,7 @@ type CompileConfig struct {
 // CompileError says that clang refused the source, or could not work.
 type CompileError struct {
 	Command string // as it was run, its arguments separated by blanks
-	Output  string // all that clang said, with file, line and column
+	Output  string // all that clang said, with file, line and column; our headers begin with "lib/"
 
 	source string
 	err    error
@@ -81,12 +81,12 @@ func Compile(ctx context.Context, cfg CompileConfig) (*ebpf.CollectionSpec, erro
 	if err != nil {
 		return nil, fmt.Errorf("compile %s: %w", name, err)
 	}
-	dir, remove, err := headersFolder()
+	dir, err := os.MkdirTemp("", "datapath-compile-")
 	if err != nil {
-		return nil, fmt.Errorf("compile %s: write our headers: %w", name, err)
+		return nil, fmt.Errorf("compile %s: %w", name, err)
 	}
-	object, said, err := runClang(ctx, clang, cfg.arguments(dir), cfg.input(name), name)
-	if err := errors.Join(err, remove()); err != nil {
+	object, said, err := cfg.compileIn(ctx, dir, clang, name)
+	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
 		return nil, err
 	}
 	if cfg.Warnings != nil && len(said) > 0 {
@@ -117,9 +117,8 @@ func (c CompileConfig) check() (string, error) {
 		return name, errors.New("both Path and Text are given")
 	case c.Path != "" && c.Name != "":
 		return name, errors.New("Name is for Text, a file has its own")
-	// It goes into a line of C that gives the source its name.
-	case strings.ContainsFunc(c.Name, func(r rune) bool { return r < ' ' || r == 0x7f || r == '"' || r == '\\' }):
-		return name, fmt.Errorf("Name %q has a quote, a backslash or a control character", c.Name)
+	case c.Path == "" && !filepath.IsLocal(name):
+		return name, fmt.Errorf("Name %q is not a relative path", name)
 	}
 	if c.Path != "" {
 		if _, err := os.Stat(c.Path); err != nil {
@@ -146,51 +145,61 @@ func findClang(name string) (string, error) {
 	return "", fmt.Errorf("find clang: %w (install the Debian package clang-19, or clang, or name another compiler)", errors.Join(errs...))
 }
 
-// arguments are those of clang. The object goes to its standard output.
-func (c CompileConfig) arguments(headers string) []string {
-	target := "bpfel"
-	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
-		target = "bpfeb"
-	}
-	// Debian's clang protects stacks by default, which BPF does not know.
-	args := []string{"-target", target, "-c", "-x", "c", "-O2", "-g", "-mcpu=v3", "-Wall", "-fno-stack-protector"}
-	for _, dir := range c.Include {
-		args = append(args, "-I", dir)
-	}
-	args = append(args, "-I", headers)
-	args = append(args, c.Flags...)
+// compileIn runs clang, with dir as its private folder. Text becomes a file
+// there, because clang reads it twice: the second time for the lines that the
+// verifier quotes.
+func (c CompileConfig) compileIn(ctx context.Context, dir, clang, name string) (object, said []byte, err error) {
+	headers, sources := filepath.Join(dir, "headers"), filepath.Join(dir, "sources")
 	source := c.Path
-	switch {
-	case source == "":
-		source = "-"
-	case strings.HasPrefix(source, "-"):
-		source = "./" + source // not an option
+	if source == "" {
+		source = filepath.Join(sources, name)
+		if err := writeFile(source, c.Text); err != nil {
+			return nil, nil, fmt.Errorf("compile %s: write the source: %w", name, err)
+		}
 	}
-	return append(args, "-o", "-", source)
-}
-
-// input is what clang reads from its standard input: Text, with a line before
-// it that gives it a name.
-func (c CompileConfig) input(name string) io.Reader {
-	if c.Path != "" {
-		return nil
+	if err := os.CopyFS(headers, Headers()); err != nil {
+		return nil, nil, fmt.Errorf("compile %s: write our headers: %w", name, err)
 	}
-	return strings.NewReader("# 1 \"" + name + "\"\n" + c.Text)
-}
-
-func runClang(ctx context.Context, clang string, args []string, in io.Reader, name string) (object, said []byte, err error) {
 	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, clang, args...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &stdout, &stderr
+	cmd := exec.CommandContext(ctx, clang, c.arguments(headers, source)...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	// Clang may be a script that runs others: they end with it.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = 2 * time.Second
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			return nil, nil, fmt.Errorf("compile %s: %w", name, context.Cause(ctx))
-		}
-		return nil, nil, &CompileError{Command: strings.Join(cmd.Args, " "), Output: stderr.String(), source: name, err: err}
+	err = cmd.Run()
+	text := strings.NewReplacer(sources+"/", "", headers+"/", "").Replace(stderr.String())
+	switch {
+	case err == nil:
+		return stdout.Bytes(), []byte(text), nil
+	case ctx.Err() != nil:
+		return nil, nil, fmt.Errorf("compile %s: %w", name, context.Cause(ctx))
+	default:
+		return nil, nil, &CompileError{Command: strings.Join(cmd.Args, " "), Output: text, source: name, err: err}
 	}
-	return stdout.Bytes(), stderr.Bytes(), nil
+}
+
+// arguments are those of clang. The object goes to its standard output.
+func (c CompileConfig) arguments(headers, source string) []string {
+	target := "bpfel"
+	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
+		target = "bpfeb"
+	}
+	// Some distributions have clang protect the stack, which BPF does not know.
+	args := []string{"-target", target, "-c", "-O2", "-g", "-mcpu=v3", "-Wall", "-fno-stack-protector"}
+	for _, dir := range c.Include {
+		args = append(args, "-I", dir)
+	}
+	args = append(append(args, "-I", headers), c.Flags...)
+	if strings.HasPrefix(source, "-") {
+		source = "./" + source // not an option
+	}
+	return append(args, "-o", "-", "-x", "c", source)
+}
+
+func writeFile(path, text string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(text), 0o600)
 }

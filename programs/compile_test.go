@@ -177,8 +177,9 @@ func TestCompileBadInput(t *testing.T) {
 		"nothing":           {programs.CompileConfig{}, nil, "neither Path nor Text"},
 		"both":              {programs.CompileConfig{Path: "a.c", Text: "x"}, nil, "both Path and Text"},
 		"a name for a file": {programs.CompileConfig{Path: "a.c", Name: "b.c"}, nil, "Name is for Text"},
-		"a quote":           {programs.CompileConfig{Text: "x", Name: `a".c`}, nil, "has a quote"},
-		"a second line":     {programs.CompileConfig{Text: "x", Name: "a.c\n#error"}, nil, "control character"},
+		"a path elsewhere":  {programs.CompileConfig{Text: "x", Name: "../a.c"}, nil, "not a relative path"},
+		"an absolute path":  {programs.CompileConfig{Text: "x", Name: "/a.c"}, nil, "not a relative path"},
+		"a zero byte":       {programs.CompileConfig{Text: "x", Name: "a\x00.c"}, nil, "write the source"},
 		"no such file":      {programs.CompileConfig{Path: "absent.c"}, os.ErrNotExist, "compile absent.c"},
 		"no such compiler":  {programs.CompileConfig{Text: "x", Clang: "clang-of-tomorrow"}, exec.ErrNotFound, "install the Debian package clang-19"},
 		"no such path":      {programs.CompileConfig{Text: "x", Clang: "/absent/clang"}, os.ErrNotExist, "install the Debian package clang-19"},
@@ -318,6 +319,8 @@ func TestHeadersAreWholeAndDefineNothing(t *testing.T) {
 
 	_, err := programs.Compile(t.Context(), programs.CompileConfig{Text: `#include "lib/tables.h"`})
 	require.ErrorContains(t, err, "'lib/tables.h' file not found", "our tables are not public")
+	_, err = programs.Compile(t.Context(), programs.CompileConfig{Text: "#define __u8 7\n#include \"lib/bpf.h\""})
+	require.ErrorContains(t, err, "In file included from source.c:2:\nlib/bpf.h:", "messages name our files as the source does")
 }
 
 // What the verifier says about a program of the user's reaches him whole.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"github.com/cilium/ebpf/link"
 
@@ -93,8 +94,8 @@ func parts(blocks []Block, settings map[string]any) (block.Parts, []func(func() 
 		}
 		seen[p.Name] = true
 		for name, m := range p.Maps {
-			if m == nil {
-				return all, nil, fmt.Errorf("block %s: table %s is closed", p.Name, name)
+			if m == nil || m.FD() < 0 {
+				return all, nil, fmt.Errorf("block %s: table %s: %w", p.Name, name, os.ErrClosed)
 			}
 			all.Maps[name] = m
 		}

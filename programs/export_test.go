@@ -2,7 +2,18 @@
 
 package programs
 
-import "net"
+import (
+	"net"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/godatapath/datapath/internal/node"
+)
+
+// TablesForTest are the tables that a datapath makes itself.
+func TablesForTest(d *Datapath) map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{node.MapName: d.state.Map(), attachedTable: d.attached}
+}
 
 // SetForTest gives a datapath the devices that a packet test only names.
 func SetForTest(d *Datapath, host, overlay uint32, mac net.HardwareAddr, attached map[uint32]uint32) {

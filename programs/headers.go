@@ -4,9 +4,7 @@ package programs
 
 import (
 	"embed"
-	"errors"
 	"io/fs"
-	"os"
 )
 
 // The public headers. The others declare tables of ours, which a program of the
@@ -31,18 +29,4 @@ var headers embed.FS
 func Headers() fs.FS {
 	sub, _ := fs.Sub(headers, "bpf") // fails for a malformed name only
 	return sub
-}
-
-// headersFolder writes the headers to a folder that only we can read. The
-// caller calls remove when it is done.
-func headersFolder() (dir string, remove func() error, err error) {
-	dir, err = os.MkdirTemp("", "datapath-headers-")
-	if err != nil {
-		return "", nil, err
-	}
-	remove = func() error { return os.RemoveAll(dir) }
-	if err := os.CopyFS(dir, Headers()); err != nil {
-		return "", nil, errors.Join(err, remove())
-	}
-	return dir, remove, nil
 }

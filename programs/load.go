@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/internal/block"
 	"github.com/godatapath/datapath/internal/bpf"
@@ -162,6 +164,9 @@ func (d *Datapath) load(all block.Parts) (err error) {
 			m := all.Maps[name]
 			if m == nil {
 				if m = standIns[name]; m == nil {
+					if strings.HasPrefix(name, ".data.") {
+						ms.Flags |= unix.BPF_F_MMAPABLE // as the loader will ask of it
+					}
 					if m, err = ebpf.NewMap(ms); err != nil {
 						return fmt.Errorf("load %s: make the stand-in for table %s: %w", h.name, name, err)
 					}

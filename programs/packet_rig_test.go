@@ -3,11 +3,12 @@
 package programs_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -15,7 +16,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	ebpflink "github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/btf"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
@@ -25,6 +26,8 @@ import (
 	"github.com/godatapath/datapath/internal/bpf"
 	"github.com/godatapath/datapath/internal/names"
 	"github.com/godatapath/datapath/internal/packet"
+	"github.com/godatapath/datapath/internal/wire"
+	"github.com/godatapath/datapath/programs"
 )
 
 // family is the cast in one family: a test of packets is written once.
@@ -66,7 +69,7 @@ func newPacketRig(t testing.TB, cfg rigConfig) *rig {
 		cfg.flows.Fragments = 256
 	}
 	r := newRig(t, cfg)
-	r.record()
+	r.record(r.blocks)
 	require.NoError(t, r.ns.Do(func() error {
 		h, err := netlink.NewHandle()
 		if err != nil {
@@ -88,6 +91,18 @@ func newPacketRig(t testing.TB, cfg rigConfig) *rig {
 		return nil
 	}))
 	return r
+}
+
+// as makes a subtest the one that fails.
+func (r *rig) as(t *testing.T) {
+	before := r.t
+	r.t = t
+	t.Cleanup(func() { r.t = before })
+}
+
+// attached is the table of the endpoints whose programs are attached.
+func (r *rig) attached() *ebpf.Map {
+	return programs.TablesForTest(r.dp)[bpf.TableMapEndpointAttached]
 }
 
 const netIfindex = hostIfindex + 100 // as SetForTest has it
@@ -123,7 +138,7 @@ func (p port) counter(what string) string {
 type skbContext struct {
 	_        [10]uint32
 	Ifindex  uint32
-	_        [29]uint32
+	_        [25]uint32
 	_        [2]uint64
 	_        uint32
 	GSOSegs  uint32
@@ -144,6 +159,7 @@ type hop struct {
 
 // passage is what became of one packet, and all that it moved.
 type passage struct {
+	in      []byte
 	verdict int
 	frame   []byte
 	sent    hop
@@ -155,9 +171,9 @@ type passage struct {
 // send sends a frame into a port and looks at everything afterwards.
 func (r *rig) send(p port, frame []byte) (out passage) {
 	r.t.Helper()
-	counted, events, flows := r.counted(), r.events(), r.flowList()
+	events, flows := r.events(), r.flowList()
 	out = r.inject(p, frame)
-	out.counted, out.events = moved(counted, r.counted()), moved(events, r.events())
+	out.events = moved(events, r.events())
 	after := r.flowList()
 	for k, v := range after {
 		if old, ok := flows[k]; !ok {
@@ -186,31 +202,103 @@ func moved(before, after map[string]uint64) map[string]uint64 {
 }
 
 // inject sends a frame into a port.
-func (r *rig) inject(p port, frame []byte) (out passage) {
+func (r *rig) inject(p port, frame []byte) passage {
 	r.t.Helper()
-	prog := r.dp.Program(p.program)
+	out := r.injectAll(p, [][]byte{frame})
+	require.Len(r.t, out, 1, "the kernel does not run a frame of %d bytes", len(frame))
+	return out[0]
+}
+
+// injectAll sends frames into a port, one after the other, and counts what each
+// of them moved. Frames that are too short for the kernel to run are left out.
+func (r *rig) injectAll(p port, frames [][]byte) (all []passage) {
+	r.t.Helper()
+	prog := r.recorded[p.program]
 	if p.node.IsValid() {
 		prog = r.sender(p)
 	}
-	ctx := skbContext{GSOSize: p.gso}
-	if p.gso > 0 {
-		ctx.GSOSegs = uint32(len(frame)) / p.gso
-	}
-	if p.ifindex > 1 {
-		ctx.Ifindex = p.ifindex
-	}
 	require.NoError(r.t, r.ns.Do(func() error {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		done := r.watch()
-		opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: ctx}
-		ret, err := prog.Run(&opts)
-		out.sent = done()
-		out.verdict, out.frame = int(int32(ret)), opts.DataOut
-		return err
+		before, err := r.tally()
+		if err != nil {
+			return err
+		}
+		for _, frame := range frames {
+			ctx := skbContext{GSOSize: p.gso}
+			if p.gso > 0 {
+				ctx.GSOSegs = uint32(len(frame)) / p.gso
+			}
+			if p.ifindex > 1 {
+				ctx.Ifindex = p.ifindex
+			}
+			opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: ctx}
+			ret, err := prog.Run(&opts)
+			if errors.Is(err, unix.EINVAL) && len(frame) < 14+40 {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			out := passage{in: frame, verdict: int(int32(ret)), frame: opts.DataOut, counted: map[string]uint64{}}
+			if out.sent, err = r.sent(); err != nil {
+				return err
+			}
+			after, err := r.tally()
+			if err != nil {
+				return err
+			}
+			for i := range after {
+				if after[i] != before[i] {
+					out.counted[counterNames()[uint32(i)]] += after[i] - before[i]
+				}
+			}
+			before = after
+			all = append(all, out)
+		}
+		return nil
 	}))
-	return out
+	return all
 }
+
+// tally reads all counters at once.
+func (r *rig) tally() ([]uint64, error) {
+	const n = 8 * 64 // programs by outcomes
+	m := r.metrics.DatapathParts().Maps[bpf.TableMapMetrics]
+	cpus := ebpf.MustPossibleCPU()
+	keys, values := make([]uint32, n), make([]bpf.TableCounters, n*cpus)
+	var cursor ebpf.MapBatchCursor
+	if _, err := m.BatchLookup(&cursor, keys, values, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, err
+	}
+	out := make([]uint64, n)
+	for i, k := range keys {
+		for _, c := range values[i*cpus : (i+1)*cpus] {
+			out[k] += c.Packets
+		}
+	}
+	return out, nil
+}
+
+var counterNames = sync.OnceValue(func() map[uint32]string {
+	of := func(enum, prefix string) map[uint32]string {
+		all, err := names.Of(enum, prefix)
+		if err != nil {
+			panic(err)
+		}
+		return all
+	}
+	out := map[uint32]string{}
+	for p, program := range of("program", "PROGRAM") {
+		for a, action := range of("action", "ACTION") {
+			out[p*64+a] = program + ": " + action
+		}
+		for d, reason := range of("drop_reason", "DROP") {
+			if d > 0 {
+				out[p*64+d] = program + ": drop " + reason
+			}
+		}
+	}
+	return out
+})
 
 // sender is overlayProgram, made once for a sender.
 func (r *rig) sender(p port) *ebpf.Program {
@@ -219,7 +307,7 @@ func (r *rig) sender(p port) *ebpf.Program {
 	}
 	key := port{node: p.node, vni: p.vni}
 	if r.senders[key] == nil {
-		r.senders[key] = r.overlayProgram(p.node, p.vni, r.dp.Program("from_overlay"))
+		r.senders[key] = r.overlayProgram(p.node, p.vni, r.recorded["from_overlay"])
 	}
 	return r.senders[key]
 }
@@ -276,26 +364,35 @@ func (r *rig) expect(p port, frame []byte, w want, msg ...any) passage {
 	if w.frame == nil {
 		w.frame = frame
 	}
-	if !r.recording() {
-		w.sent = got.sent
-	}
 	events := map[string]uint64{}
 	for _, e := range w.events {
 		events[e]++
 	}
 	slices.Sort(w.flows)
-	assert.Equal(r.t, map[string]uint64{p.counter(w.counted): 1}, got.counted, msg...)
-	assert.Equal(r.t, w.verdict, got.verdict, msg...)
-	assert.Equal(r.t, w.sent, got.sent, msg...)
-	assert.Equal(r.t, events, got.events, msg...)
-	assert.Equal(r.t, w.flows, got.flows, msg...)
-	if !assert.Equal(r.t, w.frame, got.frame, msg...) {
+	var bad []string
+	check := func(what string, want, got any) {
+		if !assert.ObjectsAreEqual(want, got) {
+			bad = append(bad, fmt.Sprintf("%s: want %+v, got %+v", what, want, got))
+		}
+	}
+	check("counters", map[string]uint64{p.counter(w.counted): 1}, got.counted)
+	check("verdict", w.verdict, got.verdict)
+	check("sent to", w.sent, got.sent)
+	check("events", events, got.events)
+	check("flows", w.flows, got.flows)
+	if !bytes.Equal(w.frame, got.frame) {
+		at := 0
+		for at < len(w.frame) && at < len(got.frame) && w.frame[at] == got.frame[at] {
+			at++
+		}
 		a, _ := packet.Decode(w.frame)
 		b, _ := packet.Decode(got.frame)
-		r.t.Logf("want %s\ngot  %s", a, b)
+		bad = append(bad, fmt.Sprintf("frame: differs from byte %d on\n  want %d bytes % x: %s\n  got  %d bytes % x: %s",
+			at, len(w.frame), w.frame[:min(96, len(w.frame))], a, len(got.frame), got.frame[:min(96, len(got.frame))], b))
 	}
-	if r.t.Failed() {
-		r.t.FailNow()
+	if bad != nil {
+		sent, _ := packet.Decode(frame)
+		require.Fail(r.t, fmt.Sprintf("%s: %s\n%s", p.program, sent, strings.Join(bad, "\n")), msg...)
 	}
 	return got
 }
@@ -387,138 +484,136 @@ func tupleOf(proto conntrack.Protocol, src netip.Addr, sport uint16, dst netip.A
 	return conntrack.Tuple{Src: netip.AddrPortFrom(src, sport), Dst: netip.AddrPortFrom(dst, dport), Protocol: proto}.String()
 }
 
-// The helpers that send are watched: what a program asks of them is not in the
-// result of a test run. Without fentry in the kernel this is left out.
+// Where a packet is sent is not in the result of a test run. So the programs
+// are loaded a second time, with the same tables and settings, and with each
+// call of a helper that sends going through a function which notes the
+// arguments.
 
-type recorder struct {
-	users int
-	calls *ebpf.Map
-	links []ebpflink.Link
-	none  bool
-}
-
-var (
-	recorderMu sync.Mutex
-	recorded   recorder
-)
-
-func (r *rig) recording() bool { return r.calls != nil }
-
-// record starts to watch, for as long as any rig lives.
-func (r *rig) record() {
+// record loads the programs so that they tell what they ask of the kernel.
+func (r *rig) record(blocks []programs.Block) {
 	r.t.Helper()
-	recorderMu.Lock()
-	defer recorderMu.Unlock()
-	if recorded.users == 0 {
-		var err error
-		if recorded.calls, recorded.links, err = startRecorder(); errors.Is(err, ebpf.ErrNotSupported) {
-			r.t.Logf("the helpers' calls can not be watched: %v", err)
-			recorded.none = true
-		} else {
-			require.NoError(r.t, err)
-		}
+	var err error
+	r.calls, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 48, MaxEntries: 1})
+	require.NoError(r.t, err)
+	r.t.Cleanup(func() { r.calls.Close() })
+	r.recorded = map[string]*ebpf.Program{}
+	settings := map[string]any{"gateway_ipv4": wire.Addr(gate4), "gateway_ipv6": wire.Addr(gate6)}
+	tables := programs.TablesForTest(r.dp)
+	for _, b := range blocks {
+		maps.Copy(settings, b.DatapathParts().Settings)
+		maps.Copy(tables, b.DatapathParts().Maps)
 	}
-	recorded.users++
-	if !recorded.none {
-		r.calls = recorded.calls
-	}
-	r.t.Cleanup(func() {
-		recorderMu.Lock()
-		defer recorderMu.Unlock()
-		if recorded.users--; recorded.users > 0 {
-			return
-		}
-		for _, l := range recorded.links {
-			assert.NoError(r.t, l.Close())
-		}
-		if recorded.calls != nil {
-			assert.NoError(r.t, recorded.calls.Close())
-		}
-		recorded = recorder{}
-	})
-}
-
-// watch notes what this thread's programs ask for until the returned function
-// is called. The caller has locked the thread.
-func (r *rig) watch() func() hop {
-	if !r.recording() {
-		return func() hop { return hop{} }
-	}
-	tid := uint32(unix.Gettid())
-	var none [12]uint32
-	if err := r.calls.Put(tid, none); err != nil {
-		return func() hop { return hop{flags: 1 << 63} }
-	}
-	return func() hop {
-		var c [12]uint32
-		if r.calls.LookupAndDelete(tid, &c) != nil {
-			return hop{flags: 1 << 63}
-		}
-		h := hop{ifindex: c[1], peer: c[0] == 2, flags: uint64(c[2])}
-		if c[3] == 1 { // a redirect to the overlay; else the outer header is not used
-			h.vni = c[4]
-			h.node = netip.AddrFrom4([4]byte{byte(c[5] >> 24), byte(c[5] >> 16), byte(c[5] >> 8), byte(c[5])})
-		}
-		return h
-	}
-}
-
-// startRecorder hangs a program on each helper. A record is a thread's: which
-// helper, its interface and flags; whether a header was set, its VNI and node.
-func startRecorder() (_ *ebpf.Map, _ []ebpflink.Link, err error) {
-	var links []ebpflink.Link
-	calls, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 48, MaxEntries: 256})
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() {
-		if err != nil {
-			for _, l := range links {
-				err = errors.Join(err, l.Close())
-			}
-			err = errors.Join(err, calls.Close())
-		}
-	}()
-	find := asm.Instructions{ // R6: the arguments; R0: the thread's record
-		asm.Mov.Reg(asm.R6, asm.R1),
-		asm.FnGetCurrentPidTgid.Call(),
-		asm.StoreMem(asm.R10, -4, asm.R0, asm.Word),
-		asm.LoadMapPtr(asm.R1, calls.FD()),
-		asm.Mov.Reg(asm.R2, asm.R10), asm.Add.Imm(asm.R2, -4),
-		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "out"),
-	}
-	end := asm.Instructions{asm.Mov.Imm(asm.R0, 0).WithSymbol("out"), asm.Return()}
-	redirect := func(kind int64) asm.Instructions {
-		return slices.Concat(find, asm.Instructions{
-			asm.StoreImm(asm.R0, 0, kind, asm.Word),
-			asm.LoadMem(asm.R1, asm.R6, 0, asm.DWord), asm.StoreMem(asm.R0, 4, asm.R1, asm.Word),
-			asm.LoadMem(asm.R1, asm.R6, 8, asm.DWord), asm.StoreMem(asm.R0, 8, asm.R1, asm.Word),
-		}, end)
-	}
-	header := slices.Concat(find, asm.Instructions{
-		asm.LoadMem(asm.R1, asm.R6, 16, asm.DWord), // size: the programs under test give the prefix
-		asm.JNE.Imm(asm.R1, 28, "out"),             // and the rig's own one the whole
-		asm.StoreImm(asm.R0, 12, 1, asm.Word),
-		asm.Mov.Reg(asm.R1, asm.R0), asm.Add.Imm(asm.R1, 16),
-		asm.Mov.Imm(asm.R2, 28),
-		asm.LoadMem(asm.R3, asm.R6, 8, asm.DWord),
-		asm.FnProbeReadKernel.Call(),
-	}, end)
-	for target, insns := range map[string]asm.Instructions{
-		"bpf_redirect": redirect(1), "bpf_redirect_peer": redirect(2), "bpf_skb_set_tunnel_key": header,
+	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){
+		"from_endpoint": bpf.LoadFromEndpoint, "to_endpoint": bpf.LoadToEndpoint,
+		"from_host": bpf.LoadFromHost, "from_overlay": bpf.LoadFromOverlay,
 	} {
-		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-			Name: "record", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceFEntry, AttachTo: target, License: "GPL", Instructions: insns,
-		})
+		spec, err := load()
+		require.NoError(r.t, err)
+		for k, v := range settings {
+			if spec.Variables[k] != nil {
+				require.NoError(r.t, spec.Variables[k].Set(v))
+			}
+		}
+		replace := map[string]*ebpf.Map{}
+		for k, ms := range spec.Maps {
+			if m := tables[k]; m != nil {
+				ms.MaxEntries, ms.Flags = m.MaxEntries(), m.Flags()
+				replace[k] = m
+			}
+		}
+		noteCalls(spec.Programs[name], r.calls)
+		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
 		if err != nil {
-			return nil, nil, fmt.Errorf("watch %s: %w", target, err)
+			r.t.Fatalf("%+v", err)
 		}
-		l, err := ebpflink.AttachTracing(ebpflink.TracingOptions{Program: p})
-		if err = errors.Join(err, p.Close()); err != nil {
-			return nil, nil, fmt.Errorf("watch %s: %w", target, err)
-		}
-		links = append(links, l)
+		r.recorded[name] = coll.DetachProgram(name)
+		coll.Close()
+		r.t.Cleanup(func() { r.recorded[name].Close() })
 	}
-	return calls, links, nil
+}
+
+// noteCalls leads the calls of the sending helpers through functions of ours.
+// What they note: which helper redirected, to which interface, with which
+// flags; whether a header was set, and the 28 bytes of it.
+func noteCalls(p *ebpf.ProgramSpec, calls *ebpf.Map) {
+	detours := map[asm.BuiltinFunc]string{
+		asm.FnRedirect: "note_redirect", asm.FnRedirectPeer: "note_peer", asm.FnSkbSetTunnelKey: "note_header",
+	}
+	used := map[string]bool{}
+	for i, ins := range p.Instructions {
+		if to := detours[asm.BuiltinFunc(ins.Constant)]; ins.IsBuiltinCall() && to != "" {
+			detour := asm.Call.Label(to)
+			detour.Metadata = ins.Metadata
+			p.Instructions[i] = detour.WithReference(to)
+			used[to] = true
+		}
+	}
+	word := &btf.Int{Name: "long", Size: 8, Encoding: btf.Signed}
+	begin := func(name string, args ...string) asm.Instructions { // R0: the record, R6 to R9: the arguments
+		proto := &btf.FuncProto{Return: word}
+		for _, a := range args {
+			proto.Params = append(proto.Params, btf.FuncParam{Name: a, Type: word})
+		}
+		// The verifier wants a source line for each function: any will do.
+		first := asm.Mov.Reg(asm.R6, asm.R1).WithSymbol(name).WithSource(p.Instructions[0].Source())
+		out := asm.Instructions{btf.WithFuncMetadata(first, &btf.Func{Name: name, Type: proto, Linkage: btf.StaticFunc})}
+		for i := 1; i < len(args); i++ {
+			out = append(out, asm.Mov.Reg(asm.R6+asm.Register(i), asm.R1+asm.Register(i)))
+		}
+		return append(out,
+			asm.StoreImm(asm.R10, -4, 0, asm.Word),
+			asm.LoadMapPtr(asm.R1, calls.FD()),
+			asm.Mov.Reg(asm.R2, asm.R10), asm.Add.Imm(asm.R2, -4),
+			asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, name+"_on"),
+		)
+	}
+	redirect := func(name string, kind int64, fn asm.BuiltinFunc) asm.Instructions {
+		return append(begin(name, "ifindex", "flags"),
+			asm.StoreImm(asm.R0, 0, kind, asm.Word),
+			asm.StoreMem(asm.R0, 4, asm.R6, asm.Word),
+			asm.StoreMem(asm.R0, 8, asm.R7, asm.Word),
+			asm.Mov.Reg(asm.R1, asm.R6).WithSymbol(name+"_on"),
+			asm.Mov.Reg(asm.R2, asm.R7),
+			fn.Call(), asm.Return(),
+		)
+	}
+	bodies := map[string]asm.Instructions{
+		"note_redirect": redirect("note_redirect", 1, asm.FnRedirect),
+		"note_peer":     redirect("note_peer", 2, asm.FnRedirectPeer),
+	}
+	header := append(begin("note_header", "skb", "key", "size", "flags"), asm.StoreImm(asm.R0, 12, 1, asm.Word))
+	for off := int16(0); off < 28; off += 4 {
+		header = append(header, asm.LoadMem(asm.R1, asm.R7, off, asm.Word), asm.StoreMem(asm.R0, 16+off, asm.R1, asm.Word))
+	}
+	bodies["note_header"] = append(header,
+		asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("note_header_on"),
+		asm.Mov.Reg(asm.R2, asm.R7),
+		asm.Mov.Imm(asm.R3, 28),
+		asm.Mov.Reg(asm.R4, asm.R9),
+		asm.FnSkbSetTunnelKey.Call(), asm.Return(),
+	)
+	for name := range used {
+		p.Instructions = append(p.Instructions, bodies[name]...)
+	}
+}
+
+// sent returns what has been asked since the last time.
+func (r *rig) sent() (hop, error) {
+	var c [12]uint32
+	if err := errors.Join(r.calls.Lookup(uint32(0), &c), r.calls.Put(uint32(0), [12]uint32{})); err != nil {
+		return hop{}, err
+	}
+	h := hop{ifindex: c[1], peer: c[0] == 2, flags: uint64(c[2])}
+	if c[3] == 1 {
+		h.vni = c[4]
+		h.node = netip.AddrFrom4([4]byte{byte(c[5] >> 24), byte(c[5] >> 16), byte(c[5] >> 8), byte(c[5])})
+	}
+	return h, nil
+}
+
+// key is the key of a flow's entry in the table itself.
+func key(src netip.Addr, sport uint16, dst netip.Addr, dport uint16, protocol uint8) bpf.TableTuple {
+	swap := func(p uint16) uint16 { return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, p)) }
+	return bpf.TableTuple{Saddr: wire.Addr(src), Daddr: wire.Addr(dst), Sport: swap(sport), Dport: swap(dport), Protocol: protocol}
 }

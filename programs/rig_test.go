@@ -50,7 +50,8 @@ const (
 
 // rig is a node's datapath with nothing attached: programs are run by hand.
 type rig struct {
-	t         testing.TB
+	t         testing.TB // of the running subtest
+	owner     testing.TB // of the rig
 	ns        devices.Namespace
 	endpoints *maps.Endpoints
 	metrics   *maps.Metrics
@@ -58,18 +59,22 @@ type rig struct {
 	peers     *tunnel.Peers
 	dp        *programs.Datapath
 	senders   map[port]*ebpf.Program
-	calls     *ebpf.Map // what the programs ask of the kernel; nil: not watched
+	blocks    []programs.Block
+	calls     *ebpf.Map // what the recorded programs ask of the kernel
+	recorded  map[string]*ebpf.Program
 }
 
 type rigConfig struct {
-	flows   conntrack.Config
-	tunnel  tunnel.Config
-	noFlows bool
+	flows    conntrack.Config
+	tunnel   tunnel.Config
+	noFlows  bool
+	noPeers  bool
+	notReady bool // nothing is attached
 }
 
 func newRig(t testing.TB, cfg rigConfig) *rig {
 	t.Helper()
-	r := &rig{t: t}
+	r := &rig{t: t, owner: t}
 	var err error
 	r.ns, err = devices.NewNamespace()
 	require.NoError(t, err)
@@ -83,14 +88,17 @@ func newRig(t testing.TB, cfg rigConfig) *rig {
 	r.peers, err = tunnel.New(cfg.tunnel)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.peers.Close()) })
-	blocks := []programs.Block{r.endpoints, r.metrics, r.peers}
+	r.blocks = []programs.Block{r.endpoints, r.metrics}
+	if !cfg.noPeers {
+		r.blocks = append(r.blocks, r.peers)
+	}
 	if !cfg.noFlows {
 		r.flows, err = conntrack.New(cfg.flows)
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, r.flows.Close()) })
-		blocks = append(blocks, r.flows)
+		r.blocks = append(r.blocks, r.flows)
 	}
-	r.dp, err = programs.Load(programs.Config{Namespace: r.ns, Gateways: []netip.Addr{gate4, gate6}}, blocks...)
+	r.dp, err = programs.Load(programs.Config{Namespace: r.ns, Gateways: []netip.Addr{gate4, gate6}}, r.blocks...)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.dp.Close()) })
 
@@ -106,6 +114,9 @@ func newRig(t testing.TB, cfg rigConfig) *rig {
 	}
 	for _, p := range []string{"10.244.2.0/24", "fd00:244:2::/64"} {
 		require.NoError(t, r.peers.Set(tunnel.Peer{Prefix: netip.MustParsePrefix(p), Node: redNode}))
+	}
+	if cfg.notReady {
+		return r
 	}
 	programs.SetForTest(r.dp, hostIfindex, overlayIfindex, mac(hostMAC), map[uint32]uint32{blueIfindex: blueID, greenIfindex: greenID})
 	return r
@@ -142,7 +153,7 @@ func (r *rig) overlayProgram(node netip.Addr, vni uint32, next *ebpf.Program) *e
 	r.t.Helper()
 	jump, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 	require.NoError(r.t, err)
-	r.t.Cleanup(func() { jump.Close() })
+	r.owner.Cleanup(func() { jump.Close() })
 	require.NoError(r.t, jump.Put(uint32(0), next))
 	const size = 44 // struct bpf_tunnel_key since 5.19, with the local address
 	a := node.As4()
@@ -166,7 +177,7 @@ func (r *rig) overlayProgram(node netip.Addr, vni uint32, next *ebpf.Program) *e
 	)
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "set_sender", Type: ebpf.SchedCLS, License: "GPL", Instructions: insns})
 	require.NoError(r.t, err)
-	r.t.Cleanup(func() { p.Close() })
+	r.owner.Cleanup(func() { p.Close() })
 	return p
 }
 

@@ -28,6 +28,9 @@ const (
 const (
 	DefaultPort = 8472 // the port of the Linux kernel and of Cilium; IANA's is 4789
 	DefaultMax  = 16384
+
+	leastMTU  = 576     // what every IPv4 host must take (RFC 791)
+	mostPeers = 1 << 24 // some gigabytes of kernel memory
 )
 
 // Foreign says what becomes of an overlay packet from a node that does not have
@@ -92,21 +95,20 @@ func New(cfg Config) (*Peers, error) {
 	if cfg.Max == 0 {
 		cfg.Max = DefaultMax
 	}
-	least := 576
 	if cfg.MTU == 0 {
 		cfg.MTU = 1450
 		if cfg.IPv6 {
 			cfg.MTU = 1430
 		}
 	}
-	if cfg.MTU < least || cfg.MTU > 65535 {
-		return nil, fmt.Errorf("make the peers table: MTU is %d, want %d to 65535", cfg.MTU, least)
+	if cfg.MTU < leastMTU || cfg.MTU > 65535 {
+		return nil, fmt.Errorf("make the peers table: MTU is %d, want %d to 65535", cfg.MTU, leastMTU)
 	}
-	if cfg.Max < 0 {
-		return nil, fmt.Errorf("make the peers table: Max is %d", cfg.Max)
+	if cfg.Max < 0 || cfg.Max > mostPeers {
+		return nil, fmt.Errorf("make the peers table: Max is %d, want 1 to %d", cfg.Max, mostPeers)
 	}
 	if cfg.Foreign > ForeignPass {
-		return nil, fmt.Errorf("make the peers table: Foreign is %d", cfg.Foreign)
+		return nil, fmt.Errorf("make the peers table: Foreign is %d, want ForeignDrop or ForeignPass", cfg.Foreign)
 	}
 	spec, err := bpf.LoadTable()
 	if err != nil {
@@ -123,7 +125,7 @@ func New(cfg Config) (*Peers, error) {
 
 // Open opens the peers table that is pinned in the folder pins: for tools. An
 // absent one answers os.ErrNotExist. What it returns is no block, since the
-// table does not tell the settings.
+// table does not tell the settings; so it takes nodes of both families.
 func Open(pins string) (*Peers, error) {
 	table, err := maps.Open[bpf.TablePeerKey, bpf.TablePeer](filepath.Join(pins, peersTable))
 	if err != nil {
@@ -145,18 +147,20 @@ func (p *Peers) entry(peer Peer) (bpf.TablePeerKey, bpf.TablePeer, error) {
 	if p.cfg.Port != 0 && addr.Is6() != p.cfg.IPv6 {
 		return bpf.TablePeerKey{}, v, fmt.Errorf("prefix %s: node %s is not of the underlay's family: set Config.IPv6 to %t", prefix, addr, addr.Is6())
 	}
-	v.Node = wire.Addr(addr)
+	key := wire.PrefixKey(prefix)
+	v.Node, v.Prefixlen = wire.Addr(addr), key.Prefixlen
 	if peer.VNI != 0 {
 		if !maps.Identity(peer.VNI).Valid() {
 			return bpf.TablePeerKey{}, v, fmt.Errorf("prefix %s: VNI %d is not an identity", prefix, peer.VNI)
 		}
 		v.Vni, v.Flags = peer.VNI, uint32(bpf.TablePeerFlagPEER_FIXED_VNI)
 	}
-	return wire.PrefixKey(prefix), v, nil
+	return key, v, nil
 }
 
 // Set adds a prefix, or moves it to another node. Established flows follow with
-// their next packet. A full table is unix.E2BIG.
+// their next packet. A full table is unix.E2BIG. Setting what is there already
+// disturbs nothing.
 func (p *Peers) Set(peer Peer) error {
 	key, value, err := p.entry(peer)
 	if err != nil {
@@ -164,28 +168,14 @@ func (p *Peers) Set(peer Peer) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	// The longest match need not be this prefix, but then its length differs.
 	if have, err := p.table.Lookup(key); err == nil && have == value {
-		// A trie answers with the longest match, which need not be this prefix.
-		if exact, err := p.has(key); err == nil && exact {
-			return nil
-		}
+		return p.change.Unchanged()
 	}
 	if err := p.table.Set(key, value); err != nil {
 		return fmt.Errorf("set peer %s: %w", peer.Prefix, err)
 	}
 	return p.change.Changed()
-}
-
-func (p *Peers) has(key bpf.TablePeerKey) (bool, error) {
-	for e, err := range p.table.All() {
-		if err != nil {
-			return false, err
-		}
-		if e.Key == key {
-			return true, nil
-		}
-	}
-	return false, nil
 }
 
 // Delete takes a prefix away. Nil if it is not there.
@@ -196,14 +186,21 @@ func (p *Peers) Delete(prefix netip.Prefix) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.table.Delete(wire.PrefixKey(prefix)); err != nil {
+	n, err := p.table.DeleteAll([]bpf.TablePeerKey{wire.PrefixKey(prefix)})
+	if err != nil {
 		return fmt.Errorf("delete peer %s: %w", prefix, err)
+	}
+	if n == 0 {
+		return p.change.Unchanged()
 	}
 	return p.change.Changed()
 }
 
 // Sync makes the table hold exactly these prefixes. All are checked before the
-// first is written; what is new is there before what is old goes.
+// first is written, and the error names each that is wrong: among them one that
+// comes twice with different nodes. More prefixes than fit are unix.E2BIG. What
+// is new is there before what is old goes, as far as there is room for both.
+// What is right already is not written.
 func (p *Peers) Sync(all []Peer) (maps.Changes, error) {
 	want := make(map[bpf.TablePeerKey]bpf.TablePeer, len(all))
 	var errs []error
@@ -214,7 +211,8 @@ func (p *Peers) Sync(all []Peer) (maps.Changes, error) {
 			continue
 		}
 		if other, ok := want[key]; ok && other != value {
-			errs = append(errs, fmt.Errorf("prefix %s: two nodes have it, %s and %s", peer.Prefix, wire.GoAddr(other.Node), peer.Node))
+			errs = append(errs, fmt.Errorf("prefix %s: comes twice, by node %s with VNI %d and by node %s with VNI %d",
+				peer.Prefix, wire.GoAddr(other.Node), other.Vni, peer.Node, peer.VNI))
 		}
 		want[key] = value
 	}
@@ -234,27 +232,33 @@ func (p *Peers) Sync(all []Peer) (maps.Changes, error) {
 		err = fmt.Errorf("sync the peers: %w", err)
 	}
 	if changes.Set+changes.Deleted > 0 {
-		err = errors.Join(err, p.change.Changed())
+		return changes, errors.Join(err, p.change.Changed())
 	}
-	return changes, err
+	return changes, errors.Join(err, p.change.Unchanged())
 }
 
-// All walks over the prefixes, in no order.
+// All walks over the prefixes, in no order. A prefix that is there all the time
+// is met exactly once.
 func (p *Peers) All() iter.Seq2[Peer, error] {
 	return func(yield func(Peer, error) bool) {
 		for e, err := range p.table.All() {
+			if err != nil {
+				yield(Peer{}, err)
+				return
+			}
 			peer := Peer{Prefix: wire.GoPrefix(e.Key), Node: wire.GoAddr(e.Value.Node)}
 			if e.Value.Flags&uint32(bpf.TablePeerFlagPEER_FIXED_VNI) != 0 {
 				peer.VNI = e.Value.Vni
 			}
-			if !yield(peer, err) || err != nil {
+			if !yield(peer, nil) {
 				return
 			}
 		}
 	}
 }
 
-// Lookup returns the peer that has the address; ebpf.ErrKeyNotExist if none.
+// Lookup returns the node that has the address, by the longest prefix that
+// covers it; ebpf.ErrKeyNotExist if none has.
 func (p *Peers) Lookup(addr netip.Addr) (netip.Addr, error) {
 	addr, err := wire.CheckAddr(addr)
 	if err != nil {
@@ -267,7 +271,8 @@ func (p *Peers) Lookup(addr netip.Addr) (netip.Addr, error) {
 	return wire.GoAddr(v.Node), nil
 }
 
-// MTU returns the longest IP packet that fits the overlay, in bytes.
+// MTU returns the longest IP packet that fits the overlay, in bytes; 0 for a
+// table that [Open] has opened.
 func (p *Peers) MTU() int { return p.cfg.MTU }
 
 // Close drops our handle; a pinned table stays, and so do the programs that

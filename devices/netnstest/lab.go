@@ -33,9 +33,10 @@ type Config struct {
 	// /run/netns, so that "ip netns exec" reaches it while the test runs.
 	// Default: the namespaces have no names and cannot clash.
 	NamePrefix string
-	// PcapDir is the folder for the captures of a failed test. Default: the
-	// artifact folder of the test under "go test -artifacts", else a new folder
-	// in the folder for temporary files. The log of the test says where.
+	// PcapDir is the folder for the captures of a failed test; it is made.
+	// Default: the artifact folder of the test under "go test -artifacts", else
+	// "netnstest" in the folder for temporary files. The log of the test names
+	// the file.
 	PcapDir string
 }
 

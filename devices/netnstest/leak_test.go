@@ -104,7 +104,7 @@ func TestLabFindsEveryLeak(t *testing.T) {
 	require.NoError(t, ns.Close())
 	require.NoError(t, file.Close())
 	require.NoError(t, unix.Close(object))
-	require.NoError(t, devices.RemoveNamed(prefix + "alias"))
+	require.NoError(t, devices.RemoveNamed(prefix+"alias"))
 }
 
 func leakedGoroutine(stop chan struct{}) { <-stop }

@@ -54,7 +54,9 @@ func (r LossReport) String() string {
 }
 
 // LossMeter is a steady stream of numbered UDP datagrams that counts what does
-// not arrive. All datagrams are of one flow.
+// not arrive. All datagrams are of one flow. What a kernel on the way keeps and
+// delivers late, as it does while ARP has no answer, is not lost: it shows as
+// [LossReport].LongestGap.
 type LossMeter struct {
 	cfg    LossConfig
 	client *net.UDPConn

@@ -23,8 +23,9 @@ const (
 )
 
 // DialTCP connects to an address from inside the namespace. It gives up after
-// [DialTimeout], and the connection has a deadline [ConnTimeout] from now. The
-// caller closes the connection.
+// [DialTimeout], which is before TCP would repeat a lost SYN: one that is lost
+// fails the dial. The connection has a deadline [ConnTimeout] from now. The
+// caller closes it.
 func (h *Host) DialTCP(to netip.AddrPort) (*net.TCPConn, error) {
 	return h.DialTCPFrom(netip.AddrPort{}, to)
 }

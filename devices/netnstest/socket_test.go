@@ -143,16 +143,31 @@ func TestEchoManyClients(t *testing.T) {
 	_, a, b := pair(t)
 	server := b.Echo(at(b.Addr4(), 0))
 	require.NotZero(t, server.Port())
+	// All are connected before the first one speaks.
+	var conns []*net.TCPConn
+	for range 100 {
+		conn, err := a.DialTCP(server)
+		require.NoError(t, err)
+		defer conn.Close()
+		conns = append(conns, conn)
+	}
 	var clients sync.WaitGroup
-	for i := range 100 {
+	for i, conn := range conns {
 		clients.Go(func() {
-			_, err := a.ProbeTCP(server, 1000*i)
+			sent := bytes.Repeat([]byte{byte(i)}, 1000*(i+1))
+			_, err := conn.Write(sent)
 			assert.NoError(t, err)
-			_, err = a.ProbeUDP(server, 10*i)
+			got := make([]byte, len(sent))
+			_, err = io.ReadFull(conn, got)
 			assert.NoError(t, err)
+			assert.True(t, bytes.Equal(sent, got), "client %d got something else", i)
 		})
 	}
 	clients.Wait()
+	for i := range 100 {
+		_, err := a.ProbeUDP(server, 10*i)
+		require.NoError(t, err)
+	}
 
 	conn, err := a.DialTCP(server)
 	require.NoError(t, err)

@@ -24,19 +24,24 @@ const (
 // chartStyle has colours for bright and for dark pages. The chart brings its
 // own background, so it can be read on both even where only one is known.
 const chartStyle = `
-  :root { --page: #ffffff; --text: #1f2328; --soft: #59636e; --line: #d1d9e0; --peer: #9aa7b4; --ours: #1f6feb; }
-  @media (prefers-color-scheme: dark) {
-    :root { --page: #0d1117; --text: #e6edf3; --soft: #9198a1; --line: #3d444d; --peer: #5b6773; --ours: #4493f8; }
-  }
-  text { font-family: system-ui, sans-serif; font-size: 13px; fill: var(--text); }
+  text { font-family: system-ui, sans-serif; font-size: 13px; fill: #1f2328; }
   .head { font-size: 17px; font-weight: 600; }
   .group { font-weight: 600; }
-  .soft { fill: var(--soft); font-size: 12px; }
-  .page { fill: var(--page); }
-  .peer { fill: var(--peer); }
-  .ours { fill: var(--ours); }
-  .spread { stroke: var(--text); stroke-width: 1.5; }
-  .limit { stroke: var(--line); stroke-dasharray: 3 3; }
+  .soft { fill: #59636e; font-size: 12px; }
+  .page { fill: #ffffff; }
+  .peer { fill: #a9b4bf; }
+  .ours { fill: #1f6feb; }
+  .spread { stroke: #1f2328; stroke-width: 1.5; }
+  .limit { stroke: #8c959f; stroke-dasharray: 3 3; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #e6edf3; }
+    .soft { fill: #9198a1; }
+    .page { fill: #0d1117; }
+    .peer { fill: #5b6773; }
+    .ours { fill: #4493f8; }
+    .spread { stroke: #e6edf3; }
+    .limit { stroke: #6e7681; }
+  }
 `
 
 // chart draws the report as an SVG document: for each measure one bar per
@@ -52,8 +57,7 @@ func chart(rep *report) []byte {
 	fmt.Fprintf(&b, "<style>%s</style>\n", chartStyle)
 	fmt.Fprintf(&b, `<rect class="page" width="%d" height="%d" rx="6"/>`+"\n", chartWidth, height)
 	label(&b, "head", chartMargin, 32, "start", "Traffic, both ends on one CPU")
-	label(&b, "soft", chartMargin, 52, "start", fmt.Sprintf("%s, Linux %s %s, median of %d rounds of %gs taken in turns",
-		rep.Family, rep.Kernel, rep.Arch, rep.Rounds, rep.Seconds))
+	label(&b, "soft", chartMargin, 52, "start", rep.Family+", median of "+rep.terms())
 	y := headHeight
 	for _, m := range rep.Measures {
 		y = group(&b, m, y)

@@ -36,12 +36,13 @@ const (
 type arena struct {
 	contestants []contestant
 	ipv6        bool
+	bridged     bool // a bridge is between the nodes, not a wire
 	undo        []func() error
 }
 
 // newArena builds all contestants.
-func newArena(ctx context.Context, ipv6 bool, p *progress) (_ *arena, err error) {
-	a := &arena{ipv6: ipv6}
+func newArena(ctx context.Context, s settings, p *progress) (_ *arena, err error) {
+	a := &arena{ipv6: s.ipv6, bridged: s.underlay == underlayBridge}
 	var u undo.Stack
 	defer u.Run(&err)
 	u.Push(a.close)

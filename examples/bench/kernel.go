@@ -69,32 +69,22 @@ func (a *arena) addForwarding(context.Context) error {
 // is learned, the other node's prefix is one route, its device one neighbour
 // and one forwarding entry.
 func (a *arena) addKernelVXLAN(context.Context) error {
-	underlay, err := a.namespace()
-	if err != nil {
-		return err
-	}
-	if err := underlay.addBridge("segment"); err != nil {
-		return err
-	}
 	mtu, err := devices.OverlayMTU(devices.DefaultMTU, false)
 	if err != nil {
 		return err
 	}
-	var ends [2]space
+	var nodes, ends [2]space
 	var addrs [2]netip.Addr
-	for i := range ends {
+	for i := range nodes {
+		if nodes[i], err = a.namespace(); err != nil {
+			return err
+		}
+	}
+	if err := a.joinNodes(nodes); err != nil {
+		return err
+	}
+	for i, node := range nodes {
 		n := vtep(i + 1)
-		node, err := a.namespace()
-		if err != nil {
-			return err
-		}
-		port := fmt.Sprintf("node%d", n)
-		if err := underlay.join(port, node, "eth0", devices.DefaultMTU); err != nil {
-			return err
-		}
-		if err := underlay.enslave(port, "segment"); err != nil {
-			return err
-		}
 		if err := node.setUp("eth0", netip.PrefixFrom(n.underlay(), 24)); err != nil {
 			return err
 		}
@@ -112,6 +102,30 @@ func (a *arena) addKernelVXLAN(context.Context) error {
 		name: nameKernelVXLAN, title: "kernel vxlan",
 		client: ends[0].Namespace, server: ends[1].Namespace, addr: addrs[1],
 	})
+	return nil
+}
+
+// joinNodes gives each of two nodes an uplink to the other.
+func (a *arena) joinNodes(nodes [2]space) error {
+	if !a.bridged {
+		return nodes[0].join("eth0", nodes[1], "eth0", devices.DefaultMTU)
+	}
+	underlay, err := a.namespace()
+	if err != nil {
+		return err
+	}
+	if err := underlay.addBridge("segment"); err != nil {
+		return err
+	}
+	for i, node := range nodes {
+		port := fmt.Sprintf("node%d", i+1)
+		if err := underlay.join(port, node, "eth0", devices.DefaultMTU); err != nil {
+			return err
+		}
+		if err := underlay.enslave(port, "segment"); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -95,6 +95,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	names := f.String("measures", strings.Join(measureNames(), ","), "what to measure")
 	f.IntVar(&o.cpu, "cpu", -1, "CPU for both ends; -1: the last one that this process may use")
 	f.BoolVar(&o.ipv6, "6", false, "IPv6 between the endpoints (the underlay stays IPv4)")
+	f.StringVar(&o.underlay, "underlay", underlayWire, "between the nodes: a wire (one veth), or a bridge as in examples/cluster")
 	f.StringVar(&o.svg, "svg", "", "write a chart to this file")
 	f.BoolVar(&o.json, "json", false, "print one JSON document to stdout, and the table to stderr")
 	f.BoolVar(&o.check, "check", false, "exit with 1 if a target is missed")
@@ -109,6 +110,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	}
 	if o.time < 10*time.Millisecond || o.time > 10*time.Minute {
 		return o, fmt.Errorf("-time %s: want 10ms to 10m", o.time)
+	}
+	if o.underlay != underlayWire && o.underlay != underlayBridge {
+		return o, fmt.Errorf("-underlay %q: want %s or %s", o.underlay, underlayWire, underlayBridge)
 	}
 	var err error
 	if o.measures, err = selectMeasures(*names); err != nil {

@@ -70,13 +70,20 @@ type settings struct {
 	measures []measure
 	cpu      int
 	ipv6     bool
+	underlay string
 }
+
+// What is between the nodes of the overlays.
+const (
+	underlayWire   = "wire"
+	underlayBridge = "bridge"
+)
 
 // port is free: nothing else runs in the namespaces.
 const port = 7000
 
 func (s settings) measureAll(ctx context.Context, p *progress) (_ *report, err error) {
-	a, err := newArena(ctx, s.ipv6, p)
+	a, err := newArena(ctx, s, p)
 	if err != nil {
 		return nil, err
 	}

@@ -9,10 +9,15 @@ import (
 	"github.com/godatapath/datapath/examples/internal/cluster"
 )
 
+// clusterName has our devices and pins under it. It is always the same, so that
+// what is left of a run that was killed is found by the next one.
+const clusterName = "dpbench"
+
 // addOurs adds two contestants on one cluster.
 func (a *arena) addOurs(ctx context.Context) error {
 	c, err := cluster.Start(ctx, cluster.Config{
-		Name: "dpbench",
+		Name: clusterName,
+		Wire: !a.bridged,
 		// Connections come and go faster here than anywhere, and a long -time
 		// opens more of them than expiry sees.
 		Flows: conntrack.Config{Flows: 1 << 18},

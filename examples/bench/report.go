@@ -16,6 +16,7 @@ type report struct {
 	CPUs     int       `json:"cpus"`
 	CPU      int       `json:"cpu"` // that both ends were on
 	Family   string    `json:"family"`
+	Underlay string    `json:"underlay"`
 	Rounds   int       `json:"rounds"`
 	Seconds  float64   `json:"seconds"` // of one measurement
 	Measures []results `json:"measures"`
@@ -42,7 +43,7 @@ type result struct {
 func newReport(s settings, contestants []contestant) *report {
 	rep := &report{
 		Kernel: kernelRelease(), Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), CPU: s.cpu, Family: "IPv4",
-		Rounds: s.rounds, Seconds: s.time.Seconds(),
+		Underlay: s.underlay, Rounds: s.rounds, Seconds: s.time.Seconds(),
 	}
 	if s.ipv6 {
 		rep.Family = "IPv6"

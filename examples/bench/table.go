@@ -12,8 +12,7 @@ import (
 // writeTable prints the report for people.
 func writeTable(w io.Writer, rep *report) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s, Linux %s %s, both ends on CPU %d of %d, median of %d rounds of %gs, taken in turns\n",
-		rep.Family, rep.Kernel, rep.Arch, rep.CPU, rep.CPUs, rep.Rounds, rep.Seconds)
+	fmt.Fprintf(&b, "%s, both ends on CPU %d of %d, median of %s\n", rep.Family, rep.CPU, rep.CPUs, rep.terms())
 	for _, m := range rep.Measures {
 		fmt.Fprintf(&b, "\n%s (%s, %s)\n", m.Title, m.Unit, m.better())
 		t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -45,4 +44,10 @@ func (m measure) better() string {
 		return "higher is better"
 	}
 	return "lower is better"
+}
+
+// terms says under what conditions was measured.
+func (rep *report) terms() string {
+	return fmt.Sprintf("%d rounds of %gs taken in turns, nodes joined by a %s, Linux %s %s",
+		rep.Rounds, rep.Seconds, rep.Underlay, rep.Kernel, rep.Arch)
 }

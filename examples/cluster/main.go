@@ -16,9 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// signals end the cluster. A closed terminal or pipe must not leave one behind
+// either.
+var signals = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE}
+
 func main() {
-	// A closed terminal or pipe must not leave a cluster behind either.
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)

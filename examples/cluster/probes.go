@@ -23,6 +23,10 @@ func probeAll(ctx context.Context, c *cluster.Cluster, out io.Writer) (failed in
 	if err := p.plan(c); err != nil {
 		return 0, err
 	}
+	if len(p.rows) == 0 {
+		fmt.Fprintln(out, "\nWithout endpoints there is nothing to probe.")
+		return 0, nil
+	}
 	var widths [3]int
 	for _, r := range p.rows {
 		for i, cell := range r.labels() {

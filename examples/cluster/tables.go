@@ -12,8 +12,7 @@ import (
 
 // showTables prints the tables of all nodes, as dpctl prints those of one.
 func showTables(c *cluster.Cluster, out io.Writer) error {
-	var endpoints, peers, flows []show.Row
-	metrics := []show.Row{append(show.Row{"NODE"}, show.MetricsHeading...)}
+	var endpoints, peers, flows, metrics []show.Row
 	for _, n := range c.Nodes {
 		e, err := show.Endpoints(n.Table)
 		if err != nil {
@@ -35,6 +34,10 @@ func showTables(c *cluster.Cluster, out io.Writer) error {
 		peers = append(peers, show.Under(n.Name, show.PeerRows(p))...)
 		flows = append(flows, show.Under(n.Name, []show.Row{f.Row()})...)
 		metrics = append(metrics, show.Under(n.Name, show.MetricRows(m))...)
+	}
+	if len(metrics) > 0 {
+		heading := append(show.Row{"NODE"}, show.MetricsHeading...)
+		metrics = append([]show.Row{heading}, metrics...)
 	}
 	for _, t := range []struct {
 		title string

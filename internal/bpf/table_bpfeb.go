@@ -168,7 +168,8 @@ type TableFragments struct {
 	Dport    uint16
 	Started  uint32
 	End      uint16
-	Reserved uint16
+	Protocol uint8
+	Complete uint8
 	Got      [4]struct {
 		_     structs.HostLayout
 		Start uint16
@@ -221,8 +222,6 @@ type TablePass struct {
 	Unconfirmed    uint64
 	Condemned      uint64
 	Deleted        uint64
-	Jiffies        uint64
-	Ktime          uint64
 }
 
 type TablePassMode uint32
@@ -234,10 +233,11 @@ const (
 )
 
 type TablePeer struct {
-	_     structs.HostLayout
-	Node  TableAddress
-	Vni   uint32
-	Flags uint32
+	_         structs.HostLayout
+	Node      TableAddress
+	Vni       uint32
+	Flags     uint32
+	Prefixlen uint32
 }
 
 type TablePeerFlag uint32

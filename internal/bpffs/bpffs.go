@@ -31,25 +31,44 @@ func Is(dir string) (bool, error) {
 	}
 }
 
+// IsFree reports whether there is nothing yet at the pin name of the folder
+// pins, so that a constructor that fails may take it away. True if pins is "".
+func IsFree(pins, name string) bool {
+	if pins == "" {
+		return true
+	}
+	_, err := os.Lstat(filepath.Join(pins, name))
+	return errors.Is(err, os.ErrNotExist)
+}
+
 // Check returns an error that is ErrNone unless dir, or the nearest folder
 // above it that exists, is on a bpf filesystem.
 func Check(dir string) error {
+	_, err := Missing(dir)
+	return err
+}
+
+// Missing is Check that also tells which folders are to be made for dir to
+// exist, dir itself first.
+func Missing(dir string) ([]string, error) {
 	at, err := filepath.Abs(dir)
 	if err != nil {
-		return fmt.Errorf("folder for pins %s: %w", dir, err)
+		return nil, fmt.Errorf("folder for pins %s: %w", dir, err)
 	}
+	var missing []string
 	for {
 		is, err := Is(at)
 		if errors.Is(err, os.ErrNotExist) && at != filepath.Dir(at) {
+			missing = append(missing, at)
 			at = filepath.Dir(at)
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !is {
-			return fmt.Errorf("folder for pins %s: %s is %w: mount one there or choose a folder below /sys/fs/bpf", dir, at, ErrNone)
+			return nil, fmt.Errorf("folder for pins %s: %s is %w: mount one there (maps.MountBPFFS) or choose a folder below /sys/fs/bpf", dir, at, ErrNone)
 		}
-		return nil
+		return missing, nil
 	}
 }

@@ -16,7 +16,8 @@ import (
 
 // Of returns the values of a C enumeration with their names, without the
 // prefix and in lower case with spaces: DROP_NO_ROUTE under the prefix DROP is
-// "no route". Names that end in COUNT are sizes and not listed.
+// "no route". COUNT, and names that end in _COUNT, are sizes and not listed. The
+// map is the caller's.
 func Of(enum, prefix string) (map[uint32]string, error) {
 	types, err := table()
 	if err != nil {
@@ -29,7 +30,7 @@ func Of(enum, prefix string) (map[uint32]string, error) {
 	out := make(map[uint32]string, len(e.Values))
 	for _, v := range e.Values {
 		name := strings.TrimPrefix(v.Name, prefix+"_")
-		if strings.HasSuffix(name, "COUNT") {
+		if name == "COUNT" || strings.HasSuffix(name, "_COUNT") {
 			continue
 		}
 		out[uint32(v.Value)] = strings.ToLower(strings.ReplaceAll(name, "_", " "))

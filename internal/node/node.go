@@ -6,6 +6,7 @@
 package node
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -119,15 +120,20 @@ func (s *State) Bump() error {
 }
 
 // SetHost tells the programs the host pair, by ifindex, with the address of
-// its near end. Zero means that there is none.
+// its near end. Zero means that there is none. What they know already is left
+// alone: packets are on the way.
 func (s *State) SetHost(host, net uint32, mac net.HardwareAddr) error {
+	known := false
 	if err := s.update(func(n *bpf.TableNodeState) {
+		if known = n.HostIfindex == host && n.NetIfindex == net && bytes.Equal(n.HostMac[:], mac); known {
+			return
+		}
 		// Whole before it is found: the programs look at the index first.
 		atomic.StoreUint32(&n.HostIfindex, 0)
 		copy(n.HostMac[:], mac)
 		atomic.StoreUint32(&n.NetIfindex, net)
 		atomic.StoreUint32(&n.HostIfindex, host)
-	}); err != nil {
+	}); err != nil || known {
 		return err
 	}
 	return s.Bump()
@@ -135,7 +141,10 @@ func (s *State) SetHost(host, net uint32, mac net.HardwareAddr) error {
 
 // SetOverlay tells the programs the overlay device. Zero means none.
 func (s *State) SetOverlay(ifindex uint32) error {
-	if err := s.update(func(n *bpf.TableNodeState) { atomic.StoreUint32(&n.OverlayIfindex, ifindex) }); err != nil {
+	known := false
+	if err := s.update(func(n *bpf.TableNodeState) {
+		known = atomic.SwapUint32(&n.OverlayIfindex, ifindex) == ifindex
+	}); err != nil || known {
 		return err
 	}
 	return s.Bump()

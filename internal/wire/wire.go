@@ -69,11 +69,14 @@ func GoPrefix(k bpf.TablePeerKey) netip.Prefix {
 func MAC(m net.HardwareAddr) ([6]uint8, error) {
 	var out [6]uint8
 	if len(m) != len(out) {
-		return out, fmt.Errorf("MAC address %q: want 6 bytes", m)
+		return out, fmt.Errorf("MAC address %q of %d bytes: want 6", m, len(m))
 	}
 	copy(out[:], m)
 	if out == [6]uint8{} {
 		return out, errors.New("MAC address is all zero")
+	}
+	if out[0]&1 != 0 {
+		return out, fmt.Errorf("MAC address %s: is that of a group, want one device's", m)
 	}
 	return out, nil
 }
@@ -96,6 +99,8 @@ func CheckAddr(a netip.Addr) (netip.Addr, error) {
 }
 
 // CheckPrefix says what is wrong with a prefix. It returns the prefix unmapped.
+// An IPv6 prefix that has the IPv4-mapped addresses in it would match all of
+// IPv4 in a table of both.
 func CheckPrefix(p netip.Prefix) (netip.Prefix, error) {
 	if !p.IsValid() {
 		return p, errors.New("the prefix is missing or invalid")
@@ -108,6 +113,9 @@ func CheckPrefix(p netip.Prefix) (netip.Prefix, error) {
 	}
 	if p != p.Masked() {
 		return p, fmt.Errorf("prefix %s: has host bits, do you mean %s?", p, p.Masked())
+	}
+	if p.Addr().Is6() && p.Contains(netip.AddrFrom16([16]byte{10: 0xff, 11: 0xff})) {
+		return p, fmt.Errorf("prefix %s: covers IPv4 too, which is kept below ::ffff:0:0/96; take 2000::/3 for all of IPv6 that is routed", p)
 	}
 	return p, nil
 }

@@ -36,26 +36,32 @@ static __always_inline __u32 timeout_of(const struct pass *pass, __u8 protocol, 
 	}
 }
 
+/* Entries are used while the pass goes on: so many ticks ahead of its start are now. */
+#define AHEAD (1U << 24)
+
+static __always_inline __u32 idle_of(const struct pass *pass, const struct flow *f)
+{
+	__u32 idle = pass->now - f->last_seen;
+
+	return idle > -AHEAD ? 0 : idle;
+}
+
 static __always_inline int is_due(const struct pass *pass, __u8 protocol, const struct flow *f, const struct flow *reply)
 {
 	__u32 timeout = timeout_of(pass, protocol, f, reply);
-	__s32 idle = (__s32)(pass->now - f->last_seen);
+	__u32 idle = idle_of(pass, f);
 
-	if (reply && (__s32)(pass->now - reply->last_seen) < idle)
-		idle = (__s32)(pass->now - reply->last_seen);
-	return idle >= 0 && (__u32)idle >= timeout;
+	if (reply && idle_of(pass, reply) < idle)
+		idle = idle_of(pass, reply);
+	return idle >= timeout;
 }
 
 static __always_inline void condemn(struct pass *pass, const struct tuple *t, struct flow *f)
 {
 	struct flow *reply = flow_lookup(&f->peer);
 
-	/* Dead already: an earlier pass did not come to delete it. */
-	if (f->stage == FLOW_DEAD) {
-		pass->condemned++;
-		return;
-	}
-	if (!is_due(pass, t->protocol, f, reply))
+	/* Dead already: whoever killed it did not come to delete it. */
+	if (f->stage != FLOW_DEAD && !is_due(pass, t->protocol, f, reply))
 		return;
 	f->epoch = 0;
 	if (reply)
@@ -63,7 +69,7 @@ static __always_inline void condemn(struct pass *pass, const struct tuple *t, st
 	pass->condemned++;
 }
 
-/* A reply without its flow, which was taken away by hand or for want of budget. */
+/* A reply without its flow, which was taken away by hand. */
 static __always_inline void condemn_orphan(struct pass *pass, const struct tuple *t, struct flow *f)
 {
 	if (!is_due(pass, t->protocol, f, NULL))
@@ -89,7 +95,8 @@ static __always_inline int kill(struct pass *pass, __u8 protocol, struct flow *f
 		return 0;
 	if (is_due(pass, protocol, f, reply))
 		return 1;
-	f->stage = stage;
+	/* By exchange too: meanwhile the memory may have become another flow's. */
+	__sync_val_compare_and_swap(&f->stage, FLOW_DEAD, stage);
 	return 0;
 }
 
@@ -106,7 +113,7 @@ static __always_inline void reap(struct pass *pass, struct tuple *key, struct fl
 	if (!(f->flags & FLOW_REPLY)) {
 		if (!kill(pass, t.protocol, f, peer))
 			return;
-	} else if (peer) {
+	} else if (peer && !(peer->flags & FLOW_REPLY)) {
 		if (!kill(pass, t.protocol, peer, f))
 			return;
 	} else if (!is_due(pass, t.protocol, f, NULL)) {
@@ -119,18 +126,23 @@ static __always_inline void reap(struct pass *pass, struct tuple *key, struct fl
 /* Most entries are in use: they are passed over without a look at their other half. */
 static __always_inline int is_fresh(const struct pass *pass, const struct flow *f)
 {
-	return f->stage != FLOW_DEAD && (__s32)(pass->now - f->last_seen) < (__s32)pass->shortest;
+	return f->stage != FLOW_DEAD && idle_of(pass, f) < pass->shortest;
 }
 
 static long visit(__unused void *map, struct tuple *key, struct flow *f, struct pass *pass)
 {
+	struct flow *peer;
+
 	switch (pass->mode) {
 	case PASS_CONDEMN:
 		if (is_fresh(pass, f))
 			return 0;
-		if (!(f->flags & FLOW_REPLY))
+		if (!(f->flags & FLOW_REPLY)) {
 			condemn(pass, key, f);
-		else if (!flow_lookup(&f->peer))
+			return 0;
+		}
+		peer = flow_lookup(&f->peer);
+		if (!peer || (peer->flags & FLOW_REPLY))
 			condemn_orphan(pass, key, f);
 		return 0;
 	case PASS_REAP:
@@ -154,9 +166,7 @@ int flow_pass(struct pass *ctx)
 {
 	struct pass pass = *ctx;
 
-	pass.jiffies = bpf_jiffies64();
-	pass.ktime = bpf_ktime_get_ns();
-	pass.now = (__u32)pass.jiffies;
+	pass.now = (__u32)bpf_jiffies64();
 	if (pass.mode)
 		bpf_for_each_map_elem(&flows, visit, &pass, 0);
 	*ctx = pass;

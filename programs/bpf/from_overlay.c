@@ -63,7 +63,7 @@ __global int slow(struct __sk_buff *skb, struct packet *p, struct sender *from)
 	err = path_prepare(p, &f);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	/* The source of an ICMP error is not in the tuple: it is judged each time. */
+	/* Who sends an ICMP error is not in the tuple: it is judged each time. */
 	if (f && path_is_judged(skb, f) && p->kind != PACKET_ICMP_ERROR && sender_is_known(f, from)) {
 		v = f->verdict;
 		judged = 1;

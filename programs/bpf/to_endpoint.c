@@ -22,29 +22,42 @@ static __always_inline int pass(struct __sk_buff *skb)
 	return TCX_NEXT;
 }
 
-/* The flow was admitted, here or by the program that sent the packet to this device. */
+/*
+ * The flow was admitted to this device: by this program, or by the one that
+ * sent the packet here, which also keeps its state.
+ */
 static __always_inline int is_admitted(const struct flow *f, const struct __sk_buff *skb)
 {
-	return f && f->judged == node.epoch && f->verdict.oif == skb->ifindex;
+	return f->judged == node.epoch && f->verdict.oif == skb->ifindex;
+}
+
+static __always_inline int is_ours(const struct flow *f)
+{
+	return !f->verdict.iif;
 }
 
 __global int slow(struct __sk_buff *skb, struct packet *p)
 {
 	struct verdict v = {};
 	struct flow *f = NULL;
-	int err;
+	int judged = 0, err;
 
 	if (!p)
 		return TCX_DROP;
 	err = path_prepare(p, &f);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	if (is_admitted(f, skb))
-		return pass(skb);
-	err = route_to_endpoint_device(skb, p, &v);
-	if (err)
-		return drop(skb, HOOK, (__u32)err);
-	err = path_remember(skb, p, f, 0, &v);
+	if (f && is_admitted(f, skb)) {
+		if (!is_ours(f))
+			return pass(skb);
+		v = f->verdict;
+		judged = 1;
+	} else {
+		err = route_to_endpoint_device(skb, p, &v);
+		if (err)
+			return drop(skb, HOOK, (__u32)err);
+	}
+	err = path_remember(skb, p, f, judged, &v);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
 	return pass(skb);
@@ -63,8 +76,18 @@ int to_endpoint(struct __sk_buff *skb)
 		return drop(skb, HOOK, (__u32)err);
 	if (p.kind == PACKET_NEIGHBOUR)
 		return pass(skb);
-	if (p.kind == PACKET_PLAIN && with_flows && is_admitted(flow_lookup(&p.tuple), skb))
-		return pass(skb);
+	if (p.kind == PACKET_PLAIN && with_flows) {
+		struct flow *f = flow_lookup(&p.tuple);
+
+		if (f && is_admitted(f, skb)) {
+			if (!is_ours(f))
+				return pass(skb);
+			if (flow_is_quiet(f, &p)) {
+				flow_touch(f, skb);
+				return pass(skb);
+			}
+		}
+	}
 	return slow(skb, &p);
 }
 

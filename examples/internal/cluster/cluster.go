@@ -29,6 +29,7 @@ type Config struct {
 	Endpoints    int    // on each node; 0: 2, below 0: none
 	Port         uint16 // of the overlay; 0: 8472
 	IPv6Underlay bool
+	Wire         bool   // join the two nodes by one veth, without a bridge between
 	UnderlayMTU  int    // 0: 1500
 	Dir          string // for the bpf filesystem; "": DefaultDir/NAME
 	Flows        conntrack.Config
@@ -117,6 +118,9 @@ func (cfg Config) withDefaults() (Config, error) {
 	cfg.Endpoints = max(cfg.Endpoints, 0)
 	if cfg.Nodes < 1 || cfg.Nodes > maxNodes {
 		return cfg, fmt.Errorf("%d nodes: want 1 to %d", cfg.Nodes, maxNodes)
+	}
+	if cfg.Wire && cfg.Nodes != 2 {
+		return cfg, fmt.Errorf("%d nodes on one wire: want 2", cfg.Nodes)
 	}
 	if cfg.Endpoints > maxEndpoints {
 		return cfg, fmt.Errorf("%d endpoints on a node: want up to %d", cfg.Endpoints, maxEndpoints)

@@ -17,9 +17,9 @@ import (
 const uplink = "eth0"
 
 // makeUnderlay makes the segment that the nodes are on: a bridge in a namespace
-// of its own.
+// of its own, or nothing yet if they are to be joined by a wire.
 func (c *Cluster) makeUnderlay() (err error) {
-	if c.underlay, err = c.namespace("underlay"); err != nil {
+	if c.underlay, err = c.namespace("underlay"); err != nil || c.cfg.Wire {
 		return err
 	}
 	return withNetlink(c.underlay, func(nl *netlink.Handle) error {
@@ -40,23 +40,11 @@ func (c *Cluster) joinUnderlay(ns devices.Namespace, index int, addrs []netip.Pr
 		return err
 	}
 	defer node.Close()
-	err = withNetlink(c.underlay, func(nl *netlink.Handle) error {
-		bridge, err := nl.LinkByName("segment")
-		if err != nil {
-			return err
-		}
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU, attrs.MasterIndex = fmt.Sprintf("node%d", index), c.cfg.UnderlayMTU, bridge.Attrs().Index
-		attrs.HardwareAddr = net.HardwareAddr{0x02, 0, 0, 0, 1, byte(index)}
-		veth := netlink.NewVeth(attrs)
-		veth.PeerName, veth.PeerMTU, veth.PeerNamespace = uplink, uint32(c.cfg.UnderlayMTU), netlink.NsFd(node.Fd())
-		veth.PeerHardwareAddr = net.HardwareAddr{0x02, 0, 0, 0, 0, byte(index)}
-		if err := nl.LinkAdd(veth); err != nil {
-			return err
-		}
-		return nl.LinkSetUp(veth)
-	})
-	if err != nil {
+	plug := c.plugIntoBridge
+	if c.cfg.Wire {
+		plug = c.plugIntoWire
+	}
+	if err := plug(ns, node, index); err != nil {
 		return fmt.Errorf("join the underlay: %w", err)
 	}
 	return withNetlink(ns, func(nl *netlink.Handle) error {
@@ -72,6 +60,58 @@ func (c *Cluster) joinUnderlay(ns devices.Namespace, index int, addrs []netip.Pr
 			}
 		}
 		return nl.LinkSetUp(dev)
+	})
+}
+
+func uplinkMAC(index int) net.HardwareAddr { return net.HardwareAddr{0x02, 0, 0, 0, 0, byte(index)} }
+
+func (c *Cluster) plugIntoBridge(_ devices.Namespace, node *os.File, index int) error {
+	return withNetlink(c.underlay, func(nl *netlink.Handle) error {
+		bridge, err := nl.LinkByName("segment")
+		if err != nil {
+			return err
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU, attrs.MasterIndex = fmt.Sprintf("node%d", index), c.cfg.UnderlayMTU, bridge.Attrs().Index
+		attrs.HardwareAddr = net.HardwareAddr{0x02, 0, 0, 0, 1, byte(index)}
+		veth := netlink.NewVeth(attrs)
+		veth.PeerName, veth.PeerMTU, veth.PeerNamespace = uplink, uint32(c.cfg.UnderlayMTU), netlink.NsFd(node.Fd())
+		veth.PeerHardwareAddr = uplinkMAC(index)
+		if err := nl.LinkAdd(veth); err != nil {
+			return err
+		}
+		return nl.LinkSetUp(veth)
+	})
+}
+
+// plugIntoWire gives the first node one end of a veth. The other end waits in
+// the underlay for the second node.
+func (c *Cluster) plugIntoWire(ns devices.Namespace, node *os.File, index int) error {
+	const loose = "wire"
+	err := withNetlink(c.underlay, func(nl *netlink.Handle) error {
+		if index == 2 {
+			end, err := nl.LinkByName(loose)
+			if err != nil {
+				return err
+			}
+			return nl.LinkSetNsFd(end, int(node.Fd()))
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU, attrs.HardwareAddr = loose, c.cfg.UnderlayMTU, uplinkMAC(2)
+		veth := netlink.NewVeth(attrs)
+		veth.PeerName, veth.PeerMTU, veth.PeerNamespace = uplink, uint32(c.cfg.UnderlayMTU), netlink.NsFd(node.Fd())
+		veth.PeerHardwareAddr = uplinkMAC(1)
+		return nl.LinkAdd(veth)
+	})
+	if err != nil || index != 2 {
+		return err
+	}
+	return withNetlink(ns, func(nl *netlink.Handle) error {
+		end, err := nl.LinkByName(loose)
+		if err != nil {
+			return err
+		}
+		return nl.LinkSetName(end, uplink)
 	})
 }
 

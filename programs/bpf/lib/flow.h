@@ -25,14 +25,16 @@ static __always_inline void flow_count(__u32 event)
 		*n += 1;
 }
 
-/*
- * The whole question of the fast path: may the cached verdict be used as it
- * is? Packets that change the state of a connection are looked at closely.
- */
+/* Packets that change the state of a connection are looked at closely. */
+static __always_inline int flow_is_quiet(const struct flow *f, const struct packet *p)
+{
+	return f->epoch == node.epoch && !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
+}
+
+/* The whole question of the fast path: may the cached verdict be used as it is? */
 static __always_inline int flow_is_settled(const struct flow *f, const struct __sk_buff *skb, const struct packet *p)
 {
-	return f->epoch == node.epoch && f->verdict.iif == skb->ifindex &&
-	       !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
+	return f->verdict.iif == skb->ifindex && flow_is_quiet(f, p);
 }
 
 static __always_inline void flow_touch(struct flow *f, const struct __sk_buff *skb)
@@ -68,7 +70,7 @@ static __always_inline struct flow *flow_revive(struct flow *f)
 	__sync_lock_test_and_set(&f->last_seen, (__u32)bpf_jiffies64());
 	if (f->flags & FLOW_REPLY) {
 		original = flow_lookup(&f->peer);
-		if (!original)
+		if (!original || (original->flags & FLOW_REPLY))
 			return NULL;
 	}
 	return original->stage == FLOW_DEAD ? NULL : f;
@@ -122,29 +124,61 @@ static __always_inline void flow_count_failure(long err)
 	flow_count(err == -E2BIG ? FLOW_FULL : err == -ENOMEM ? FLOW_NO_MEMORY : err == -EBUSY ? FLOW_BUSY : FLOW_FAILED);
 }
 
+/* A reply's entry that no flow stands behind: what is left of one that has gone. */
+static __always_inline int flow_is_orphan(const struct tuple *t, const struct tuple *original)
+{
+	const struct flow *f = flow_lookup(t), *other = flow_lookup(original);
+
+	return f && (f->flags & FLOW_REPLY) && (!other || (other->flags & FLOW_REPLY));
+}
+
+/*
+ * A reply's entry can be left over where expiry, the budget and a packet meet.
+ * It is nobody's, and it must not stand in the way of the next flow, or lend
+ * that its past.
+ */
+static __always_inline void flow_clear_orphan(const struct tuple *t)
+{
+	struct flow *f = flow_lookup(t);
+
+	if (f && (f->flags & FLOW_REPLY) && !flow_lookup(&f->peer))
+		bpf_map_delete_elem(&flows, t);
+}
+
 /*
  * Remembers a flow with the verdict for the packet's direction. The reply's
  * entry is empty: its first packet is judged where it arrives. A table that is
  * full is not the packet's fault: it goes on, and the next one is judged anew.
+ *
+ * What is left of an earlier flow is written over, for whatever it has seen was
+ * not of this one. Two sides that open at once may both become originators,
+ * each with the other for its reply; both look closely at their next packet,
+ * which confirms.
  */
 __global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict *v)
 {
 	struct flow f = {};
 	struct tuple reply;
+	int fresh;
 	long err;
 
 	if (!p || !v)
 		return 0;
 	tuple_reverse(&p->tuple, &reply);
+	flow_clear_orphan(&p->tuple);
+	flow_clear_orphan(&reply);
 	f.last_seen = (__u32)bpf_jiffies64();
 	f.created = f.last_seen;
 	f.peer = p->tuple;
 	f.flags = FLOW_REPLY;
 	err = bpf_map_update_elem(&flows, &reply, &f, BPF_NOEXIST);
+	if (err == -EEXIST && flow_is_orphan(&reply, &p->tuple))
+		err = bpf_map_update_elem(&flows, &reply, &f, BPF_ANY);
 	if (err && err != -EEXIST) {
 		flow_count_failure(err);
 		return 0;
 	}
+	fresh = !err;
 
 	f.peer = reply;
 	f.flags = 0;
@@ -154,14 +188,19 @@ __global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict
 	f.bytes = skb->len;
 	f.verdict = *v;
 	f.judged = node.epoch;
-	f.epoch = f.judged;
+	f.epoch = fresh ? f.judged : 0;
 	f.slot = flow_take_slot(&p->tuple, &reply);
 	err = bpf_map_update_elem(&flows, &p->tuple, &f, BPF_NOEXIST);
+	if (err == -EEXIST && flow_is_orphan(&p->tuple, &f.peer)) {
+		f.epoch = 0;
+		err = bpf_map_update_elem(&flows, &p->tuple, &f, BPF_ANY);
+	}
 	if (!err) {
 		flow_count(FLOW_CREATED);
 	} else if (err != -EEXIST) { /* EEXIST: another CPU was first */
 		flow_count_failure(err);
-		bpf_map_delete_elem(&flows, &f.peer);
+		if (fresh)
+			bpf_map_delete_elem(&flows, &f.peer);
 	}
 	return 0;
 }
@@ -184,6 +223,9 @@ __global int flow_judge_again(struct tuple *t, struct verdict *v)
 		return 0;
 	}
 	copy = *f;
+	/* Expiry takes a mark back when it sees that we are here: do not keep it. */
+	if (copy.stage == FLOW_DEAD)
+		return 0;
 	copy.verdict = *v;
 	copy.judged = node.epoch;
 	return (int)bpf_map_update_elem(&flows, t, &copy, BPF_EXIST);
@@ -197,6 +239,7 @@ __global int flow_judge_again(struct tuple *t, struct verdict *v)
 __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 {
 	struct flow *other;
+	int settled = 1;
 
 	if (!p || !f)
 		return 0;
@@ -209,13 +252,16 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 			if (other && other->stage == FLOW_NEW)
 				other->epoch = 0;
 		}
-	} else if (f->stage == FLOW_NEW && !(p->tcp_flags & TCP_SYN)) {
+	} else if (f->stage == FLOW_NEW) {
 		other = flow_lookup(&f->peer);
-		if (other && (other->seen & SEEN_PACKET) &&
-		    __sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_CONFIRMED) == FLOW_NEW)
-			flow_count(FLOW_CONFIRMATIONS);
+		if (other && (other->seen & SEEN_PACKET)) {
+			if (p->tcp_flags & TCP_SYN) /* sent again: what confirms is still to come */
+				settled = 0;
+			else if (__sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_CONFIRMED) == FLOW_NEW)
+				flow_count(FLOW_CONFIRMATIONS);
+		}
 	}
 	f->seen |= seen_of(p->tcp_flags);
-	f->epoch = f->judged;
+	f->epoch = settled ? f->judged : 0;
 	return 0;
 }

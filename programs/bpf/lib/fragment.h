@@ -17,7 +17,7 @@ static __always_inline void fragment_key_of(const struct packet *p, struct fragm
 	key->saddr = p->tuple.saddr;
 	key->daddr = p->tuple.daddr;
 	key->id = p->frag_id;
-	key->protocol = p->tuple.protocol;
+	key->protocol = p->family == 4 ? p->tuple.protocol : 0;
 	__builtin_memset(key->reserved, 0, sizeof(key->reserved));
 }
 
@@ -65,7 +65,7 @@ static __always_inline int fragment_is_complete(const struct fragments *f)
 	return f->end && total == f->end;
 }
 
-/* Notes the ports of a first fragment. */
+/* Notes the ports of a first fragment. It has been judged and may go on. */
 __global int fragment_first(struct packet *p)
 {
 	struct fragments f = {}, *known;
@@ -76,19 +76,50 @@ __global int fragment_first(struct packet *p)
 	fragment_key_of(p, &key);
 	f.sport = p->tuple.sport;
 	f.dport = p->tuple.dport;
+	f.protocol = p->tuple.protocol;
 	f.started = (__u32)bpf_jiffies64();
 	f.got[0].end = fragment_end(p);
 	known = bpf_map_lookup_elem(&fragments_seen, &key);
-	if (known && f.started - known->started < fragment_timeout)
+	if (known && !known->complete && f.started - known->started < fragment_timeout)
 		return DROP_FRAGMENT_OVERLAP;
 	if (bpf_map_update_elem(&fragments_seen, &key, &f, BPF_ANY))
 		flow_count(FLOW_FRAGMENTS_FULL);
 	return DROP_NONE;
 }
 
+static __always_inline struct fragments *fragment_lookup(const struct fragment_key *key)
+{
+	struct fragments *f = bpf_map_lookup_elem(&fragments_seen, key);
+
+	return f && (__u32)bpf_jiffies64() - f->started < fragment_timeout ? f : NULL;
+}
+
 /*
- * Gives a later fragment the ports of its first one. With the last missing
- * piece the datagram is forgotten, so its identifier may come again at once.
+ * Gives a later fragment the transport and the ports of its first one. Nothing
+ * is noted yet: who knows who has sent it. Those of a complete datagram are
+ * told too, for the program that meets its last part a second time on the
+ * device of an endpoint.
+ */
+__global int fragment_ports(struct packet *p)
+{
+	struct fragment_key key;
+	struct fragments *f;
+
+	if (!p)
+		return DROP_BAD_FRAGMENT;
+	fragment_key_of(p, &key);
+	f = fragment_lookup(&key);
+	if (!f)
+		return DROP_FRAGMENT_UNKNOWN;
+	p->tuple.protocol = f->protocol;
+	p->tuple.sport = f->sport;
+	p->tuple.dport = f->dport;
+	return DROP_NONE;
+}
+
+/*
+ * Notes the bytes of a later fragment that has been judged. With the last
+ * missing piece the identifier may come again at once.
  */
 __global int fragment_later(struct packet *p)
 {
@@ -98,16 +129,13 @@ __global int fragment_later(struct packet *p)
 	if (!p)
 		return DROP_BAD_FRAGMENT;
 	fragment_key_of(p, &key);
-	f = bpf_map_lookup_elem(&fragments_seen, &key);
-	if (!f || (__u32)bpf_jiffies64() - f->started >= fragment_timeout)
+	f = fragment_lookup(&key);
+	if (!f || f->complete)
 		return DROP_FRAGMENT_UNKNOWN;
 	if (fragment_add(f, p->frag_start, fragment_end(p)))
 		return DROP_FRAGMENT_OVERLAP;
-	p->tuple.sport = f->sport;
-	p->tuple.dport = f->dport;
 	if (!p->frag_more)
 		f->end = fragment_end(p);
-	if (fragment_is_complete(f))
-		bpf_map_delete_elem(&fragments_seen, &key);
+	f->complete = (__u8)fragment_is_complete(f);
 	return DROP_NONE;
 }

@@ -84,7 +84,8 @@ __global int neighbour_answer_ndp(struct __sk_buff *skb, struct packet *p, struc
 	/* The option of a solicitation, and all that would follow it, is not read. */
 	if (bpf_skb_load_bytes(skb, 0, &f, __builtin_offsetof(struct nd_frame, na.option)))
 		return DROP_TRUNCATED;
-	if (p->l4 != ETH_HLEN + sizeof(struct ipv6hdr) || p->ttl != 255 || f.na.code)
+	if (p->l4 != ETH_HLEN + sizeof(struct ipv6hdr) || p->ttl != 255 || f.na.code ||
+	    p->l3_len < __builtin_offsetof(struct nd_frame, na.option) - ETH_HLEN)
 		return DROP_BAD_LENGTH;
 	if (address_is_zero(&gateway) || f.na.type != ICMPV6_NEIGHBOUR_SOLICITATION || address_is_zero(&p->tuple.saddr) ||
 	    __builtin_memcmp(f.na.target, gateway.bytes, 16))

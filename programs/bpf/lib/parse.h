@@ -237,6 +237,12 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 	}
 }
 
+/* What parse_transport() reads of a transport header, in bytes. */
+static __always_inline __u32 transport_min(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? sizeof(struct tcphdr) : protocol == IPPROTO_SCTP ? sizeof(struct sctphdr) + 4 : 8;
+}
+
 /* start: of the payload, in bytes; more: another fragment follows. */
 static __always_inline int parse_fragment(struct packet *p, __u32 start, int more, __u32 len)
 {
@@ -246,6 +252,9 @@ static __always_inline int parse_fragment(struct packet *p, __u32 start, int mor
 	p->frag_len = (__u16)len;
 	p->frag_more = !!more;
 	if (!start) {
+		/* RFC 1858: a first piece that does not show the header hides it on purpose. */
+		if (len < transport_min(p->tuple.protocol))
+			return DROP_BAD_FRAGMENT;
 		p->kind = PACKET_FIRST_FRAGMENT;
 		return DROP_NONE;
 	}
@@ -400,6 +409,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
  */
 __global int parse_ipv6_extensions(struct __sk_buff *skb, struct packet *p)
 {
+	int fragmented = 0;
 	__u32 at, end;
 
 	if (!p)
@@ -430,14 +440,15 @@ __global int parse_ipv6_extensions(struct __sk_buff *skb, struct packet *p)
 			__u32 offset = ntohs(ext.offset);
 			int err;
 
-			if (p->kind != PACKET_PLAIN)
+			if (fragmented++)
 				return DROP_BAD_EXTENSION;
 			len = sizeof(ext);
 			p->tuple.protocol = ext.nexthdr;
 			if (at + len > end)
 				return DROP_BAD_LENGTH;
 			p->frag_id = ext.id;
-			err = parse_fragment(p, offset & ~7u, offset & 1, end - at - len);
+			/* Neither start nor more: the whole datagram, and no part of another (RFC 6946). */
+			err = offset & ~6u ? parse_fragment(p, offset & ~7u, offset & 1, end - at - len) : DROP_NONE;
 			if (err)
 				return err;
 			if (p->kind == PACKET_LATER_FRAGMENT) {

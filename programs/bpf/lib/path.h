@@ -17,22 +17,10 @@
 #include "send.h"
 #include "types.h"
 
-/*
- * The flow that the packet belongs to, if there is a usable one. A SYN on a
- * connection that is over starts a new one under the same tuple.
- */
-static __always_inline struct flow *path_flow(const struct packet *p)
+/* A SYN on a connection that is over starts a new one under the same tuple. */
+static __always_inline int path_starts_anew(const struct packet *p, const struct flow *f)
 {
-	struct flow *f = flow_revive(flow_lookup(&p->tuple));
-
-	if (!f)
-		return NULL;
-	if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && flow_is_closing(f, flow_lookup(&f->peer))) {
-		flow_delete(&p->tuple, f);
-		flow_count(FLOW_REUSED);
-		return NULL;
-	}
-	return f;
+	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && flow_is_closing(f, flow_lookup(&f->peer));
 }
 
 /* An existing verdict is good for this packet: current, and for this way in. */
@@ -41,7 +29,10 @@ static __always_inline int path_is_judged(const struct __sk_buff *skb, const str
 	return f->judged == node.epoch && f->verdict.iif == skb->ifindex;
 }
 
-/* Before the verdict: what kind of packet is it, and which flow's? */
+/*
+ * Before the verdict: what kind of packet is it, and which flow's? Nothing is
+ * written that the sender of a forged packet could use against another.
+ */
 static __always_inline int path_prepare(struct packet *p, struct flow **f)
 {
 	int err;
@@ -49,15 +40,13 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f)
 	if (!with_flows)
 		return p->kind == PACKET_ICMP_ERROR ? DROP_ICMP_UNTRACKED : DROP_NONE;
 	if (p->kind == PACKET_LATER_FRAGMENT) {
-		err = fragment_later(p);
+		err = fragment_ports(p);
 		if (err)
 			return err;
 	}
-	*f = path_flow(p);
+	*f = flow_revive(flow_lookup(&p->tuple));
 	if (p->kind == PACKET_ICMP_ERROR && !*f)
 		return DROP_ICMP_UNTRACKED;
-	if (p->kind == PACKET_LATER_FRAGMENT && !*f)
-		return DROP_FRAGMENT_UNKNOWN;
 	return DROP_NONE;
 }
 
@@ -65,8 +54,21 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f)
 static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p, struct flow *f, int judged,
 					 struct verdict *v)
 {
+	int err = DROP_NONE;
+
 	if (!with_flows || p->kind == PACKET_ICMP_ERROR)
 		return DROP_NONE;
+	if (p->kind == PACKET_FIRST_FRAGMENT)
+		err = fragment_first(p);
+	else if (p->kind == PACKET_LATER_FRAGMENT)
+		err = fragment_later(p);
+	if (err)
+		return err;
+	if (f && path_starts_anew(p, f)) {
+		flow_delete(&p->tuple, f);
+		flow_count(FLOW_REUSED);
+		f = NULL;
+	}
 	if (!f) {
 		flow_create(skb, p, v);
 	} else {
@@ -77,7 +79,5 @@ static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p
 		if (f)
 			flow_track(skb, p, f);
 	}
-	if (p->kind == PACKET_FIRST_FRAGMENT)
-		return fragment_first(p);
 	return DROP_NONE;
 }

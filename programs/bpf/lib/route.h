@@ -51,16 +51,22 @@ static __always_inline int vni_is_identity(__u32 vni)
  */
 static __always_inline int source_is_endpoint(const struct __sk_buff *skb, const struct packet *p, __u32 *identity)
 {
-	const struct endpoint *ep;
+	const struct endpoint *ep = endpoint_lookup(&p->tuple.saddr);
 
-	ep = endpoint_lookup(p->kind == PACKET_ICMP_ERROR ? &p->icmp_from : &p->tuple.saddr);
 	if (!ep || ep->ifindex != skb->ifindex)
+		return DROP_SPOOFED_SOURCE;
+	/* An endpoint is no router: it speaks of its own flows, in its own name. */
+	if (p->kind == PACKET_ICMP_ERROR && !address_is_equal(&p->icmp_from, &p->tuple.saddr))
 		return DROP_SPOOFED_SOURCE;
 	*identity = ep->identity;
 	return DROP_NONE;
 }
 
-/* A node may send from the prefixes that it has, and with an identity that exists. */
+/*
+ * A node may send from the prefixes that it has, and with an identity that
+ * exists. An error may be a router's beyond that node, whatever its address:
+ * what counts is that the packet which it is about went there.
+ */
 static __always_inline int source_is_peer(const struct packet *p, const struct sender *from)
 {
 	const struct peer *peer = peer_lookup(&p->tuple.saddr);
@@ -80,6 +86,12 @@ static __always_inline int addresses_are_sane(const struct packet *p)
 	if (address_is_multicast(to) || address_is_link_local(to))
 		return DROP_MULTICAST;
 	if (address_is_martian(to) || address_is_martian(from) || address_is_multicast(from))
+		return DROP_BAD_ADDRESS;
+	/* Nobody talks to himself across a wire, and his two directions would be one flow. */
+	if (address_is_equal(from, to))
+		return DROP_BAD_ADDRESS;
+	/* Who sends an error is not in the tuple. */
+	if (p->kind == PACKET_ICMP_ERROR && (address_is_martian(&p->icmp_from) || address_is_multicast(&p->icmp_from)))
 		return DROP_BAD_ADDRESS;
 	return DROP_NONE;
 }
@@ -229,7 +241,7 @@ __global int route_to_endpoint_device(struct __sk_buff *skb, struct packet *p, s
 		return err;
 	if (!to || to->ifindex != skb->ifindex)
 		return DROP_WRONG_ENDPOINT;
-	v->iif = skb->ifindex;
+	v->iif = 0; /* it leaves the stack: what the endpoint itself sends must not pass for it */
 	v->oif = skb->ifindex;
 	v->action = ACTION_PASS;
 	return DROP_NONE;

@@ -133,8 +133,10 @@ enum peer_flag {
 struct peer {
 	struct address node;
 	__u32 vni;
-	__u32 flags; /* enum peer_flag */
+	__u32 flags;     /* enum peer_flag */
+	__u32 prefixlen; /* of the key: a trie answers with the longest match, and this says which that was */
 };
+_Static_assert(sizeof(struct peer) == 28, "no hidden padding in a value");
 
 enum verdict_flag {
 	VERDICT_DECREMENT_TTL = 1,
@@ -143,7 +145,7 @@ enum verdict_flag {
 
 /* What to do with the packets of one direction of a flow. */
 struct verdict {
-	__u32 iif; /* interface that they must have arrived on */
+	__u32 iif; /* interface that they must have arrived on; 0: they leave the node's stack */
 	__u32 oif; /* interface to send to; 0: none */
 	__u32 vni; /* to send with; on arrival from the overlay, the one they must have */
 	__u16 mtu; /* longest IP packet that fits, in bytes; 0: any */
@@ -211,7 +213,7 @@ struct fragment_key {
 	struct address saddr;
 	struct address daddr;
 	__be32 id;
-	__u8 protocol;
+	__u8 protocol; /* IPv6: 0, since only the first fragment tells it (RFC 8200 section 4.5) */
 	__u8 reserved[3];
 };
 _Static_assert(sizeof(struct fragment_key) == 40, "no hidden padding in a key");
@@ -228,7 +230,8 @@ struct fragments {
 	__be16 dport;
 	__u32 started;  /* lower half of the jiffies */
 	__u16 end;      /* of the datagram, in units of eight bytes; 0: not known */
-	__u16 reserved;
+	__u8 protocol;  /* of the transport, as the first fragment tells it */
+	__u8 complete;  /* all parts have passed: the identifier may come again */
 	struct span got[FRAGMENT_SPANS]; /* end 0: unused */
 };
 _Static_assert(sizeof(struct fragments) == 28, "no hidden padding in a value");
@@ -271,7 +274,5 @@ struct pass {
 	__u64 unconfirmed; /* out */
 	__u64 condemned;   /* out: flows */
 	__u64 deleted;     /* out: entries */
-	__u64 jiffies;     /* out */
-	__u64 ktime;       /* out, ns */
 };
-_Static_assert(sizeof(struct pass) == 104, "no hidden padding in a context");
+_Static_assert(sizeof(struct pass) == 88, "no hidden padding in a context");

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/godatapath/datapath/devices"
+	"github.com/godatapath/datapath/devices/netnstest"
+)
+
+func TestMain(m *testing.M) {
+	// A measurement starts this very program again.
+	if len(os.Args) == 3 && os.Args[1] == childFlag {
+		os.Exit(childMain(os.Args[2]))
+	}
+	os.Exit(netnstest.Main(m))
+}
+
+// leavesNothing is checked when the test is over.
+func leavesNothing(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() {
+		names, err := filepath.Glob(filepath.Join(devices.NamespaceDir, clusterName+"-*"))
+		assert.NoError(t, err)
+		assert.Empty(t, names, "namespaces are left")
+		assert.NoDirExists(t, filepath.Join("/run/datapath", clusterName))
+		assert.Empty(t, children(t), "processes are left")
+	})
+}
+
+// children lists the processes that this one has started and not ended.
+func children(t *testing.T) (found []string) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	require.NoError(t, err)
+	for _, path := range stats {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // it is gone
+		}
+		_, rest, _ := strings.Cut(string(b), ") ")
+		if fields := strings.Fields(rest); len(fields) > 1 && fields[1] == strconv.Itoa(os.Getpid()) {
+			found = append(found, string(b))
+		}
+	}
+	return found
+}
+
+func TestAllContestantsGivePlausibleNumbers(t *testing.T) {
+	for name, args := range map[string][]string{
+		"IPv4, wire":   {"-underlay", "wire"},
+		"IPv6, bridge": {"-underlay", "bridge", "-6"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			leavesNothing(t)
+			svg := filepath.Join(t.TempDir(), "chart.svg")
+			var stdout, stderr bytes.Buffer
+			args := append([]string{"-rounds", "1", "-time", "100ms", "-json", "-svg", svg}, args...)
+			require.Equal(t, exitOK, run(t.Context(), args, &stdout, &stderr), stderr.String())
+
+			var rep report
+			doc := json.NewDecoder(&stdout)
+			require.NoError(t, doc.Decode(&rep))
+			_, err := doc.Token()
+			require.ErrorIs(t, err, io.EOF, "more than one document")
+			assert.True(t, strings.HasPrefix(name, rep.Family), rep.Family)
+			assert.True(t, strings.HasSuffix(name, rep.Underlay), rep.Underlay)
+			require.Len(t, rep.Measures, len(measures))
+			// Far outside of what any machine and the race detector do.
+			bounds := map[string][2]float64{"rr": {2, 5e3}, "crr": {10, 5e4}, "udp": {1, 1e4}, "stream": {0.01, 1e3}}
+			for _, m := range rep.Measures {
+				require.Len(t, m.Contestants, 5)
+				for _, c := range m.Contestants {
+					require.Len(t, c.Rounds, 1)
+					assert.Equal(t, c.Rounds[0], c.Median)
+					assert.Greater(t, c.Median, bounds[m.Name][0], "%s of %s", m.Name, c.Name)
+					assert.Less(t, c.Median, bounds[m.Name][1], "%s of %s", m.Name, c.Name)
+					assert.InDelta(t, c.Median/m.of(nameVeth).Median, c.ToVeth, 1e-9)
+				}
+			}
+			assert.Len(t, rep.Targets, len(targets))
+			assert.Contains(t, stderr.String(), "ours, over vxlan", "with -json the table goes to stderr")
+
+			b, err := os.ReadFile(svg)
+			require.NoError(t, err)
+			requireXML(t, b)
+		})
+	}
+}
+
+// requireXML reads a chart to its end.
+func requireXML(t *testing.T, b []byte) {
+	t.Helper()
+	d := xml.NewDecoder(bytes.NewReader(b))
+	elements := 0
+	for {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		require.NoError(t, err)
+		if _, ok := token.(xml.StartElement); ok {
+			elements++
+		}
+	}
+	assert.Greater(t, elements, 10)
+	assert.NotContains(t, string(b), "NaN")
+	assert.NotContains(t, string(b), "Inf")
+}
+
+// cancelAt ends a context when a text is written.
+type cancelAt struct {
+	bytes.Buffer
+	text   string
+	cancel context.CancelFunc
+}
+
+func (c *cancelAt) Write(b []byte) (int, error) {
+	if strings.Contains(string(b), c.text) {
+		c.cancel()
+	}
+	return c.Buffer.Write(b)
+}
+
+func TestInterruptTakesEverythingAway(t *testing.T) {
+	for _, at := range []string{"building kernel vxlan", "building the datapath", "round 1"} {
+		t.Run(at, func(t *testing.T) {
+			leavesNothing(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			stderr := &cancelAt{text: at, cancel: cancel}
+			begin := time.Now()
+			var stdout bytes.Buffer
+			code := run(ctx, []string{"-time", "1m"}, &stdout, stderr)
+			assert.Equal(t, exitInterrupted, code, stderr.String())
+			assert.Contains(t, stderr.String(), "interrupted")
+			assert.Empty(t, stdout.String())
+			assert.Less(t, time.Since(begin), 30*time.Second)
+		})
+	}
+}
+
+func TestChildErrorReachesTheParent(t *testing.T) {
+	ns, err := devices.NewNamespace()
+	require.NoError(t, err)
+	defer ns.Close()
+	cpu, err := chooseCPU(-1)
+	require.NoError(t, err)
+	s := settings{time: 50 * time.Millisecond, cpu: cpu}
+	c := contestant{client: ns, server: ns, addr: netip.MustParseAddr("192.0.2.1")}
+	for _, m := range measures {
+		_, err := s.measure(t.Context(), m, c)
+		assert.ErrorContains(t, err, "server: listen on 192.0.2.1:7000: cannot assign requested address", m.Name)
+	}
+	c.addr = netip.MustParseAddr("127.0.0.1")
+	_, err = s.measure(t.Context(), measure{Name: "nonsense"}, c)
+	assert.ErrorContains(t, err, `no such measure: "nonsense"`)
+	require.NoError(t, ns.Close())
+	_, err = s.measure(t.Context(), measures[0], c)
+	assert.ErrorIs(t, err, os.ErrClosed)
+}
+
+func TestBadArguments(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{
+		"-rounds 0":          "-rounds 0: want at least 1",
+		"-time 1ms":          "-time 1ms: want 10ms to 10m",
+		"-time 1h":           "want 10ms to 10m",
+		"-measures rr,ping":  `"ping" is none of rr, crr, udp, stream`,
+		"-measures rr,crr,":  `"" is none of`,
+		"-cpu 100000":        "may not run on CPU 100000",
+		"-cpu -2":            "may not run on CPU -2",
+		"-underlay dragon":   `-underlay "dragon": want wire or bridge`,
+		"now":                `unexpected argument "now"`,
+		"-colour":            "not defined: -colour",
+		"-measures rr -cpu=": "invalid value",
+	} {
+		var stdout, stderr bytes.Buffer
+		assert.Equal(t, exitUsage, run(t.Context(), strings.Fields(args), &stdout, &stderr), args)
+		assert.Contains(t, stderr.String(), want, args)
+		assert.Empty(t, stdout.String(), args)
+	}
+	var stdout, stderr bytes.Buffer
+	assert.Equal(t, exitOK, run(t.Context(), []string{"-h"}, &stdout, &stderr))
+	assert.Contains(t, stderr.String(), "-svg")
+}

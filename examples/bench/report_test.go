@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// exampleReport has one value for each contestant, in the order veth,
+// forwarding, kernel vxlan, same node, overlay.
+func exampleReport(t *testing.T, name string, values ...float64) *report {
+	t.Helper()
+	all, err := selectMeasures(name)
+	require.NoError(t, err)
+	s := settings{rounds: 1, time: time.Second, measures: all, underlay: underlayWire}
+	var contestants []contestant
+	for _, n := range []string{nameVeth, nameForwarding, nameKernelVXLAN, nameSameNode, nameOverlay} {
+		contestants = append(contestants, contestant{name: n, title: "<" + n + ">"})
+	}
+	rep := newReport(s, contestants)
+	for i, v := range values {
+		rep.Measures[0].Contestants[i].add(v)
+	}
+	rep.conclude()
+	return rep
+}
+
+func TestTargets(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		measure string
+		values  []float64
+		missed  int
+	}{
+		{"rr", []float64{10, 12, 16, 10.8, 14.5}, 0},
+		{"rr", []float64{10, 12, 16, 10.9, 14.5}, 1},
+		{"rr", []float64{10, 12, 14, 10.8, 14.6}, 2},
+		{"crr", []float64{10, 12, 16, 11, 15}, 0},
+		{"crr", []float64{10, 12, 14, 11.1, 15.1}, 3},
+		{"udp", []float64{100, 90, 50, 92, 55}, 0},
+		{"udp", []float64{100, 90, 50, 91, 54}, 2},
+		{"stream", []float64{40, 30, 20, 36, 20}, 0},
+		{"stream", []float64{40, 30, 20, 35, 19}, 2},
+	} {
+		assert.Equal(t, c.missed, exampleReport(t, c.measure, c.values...).missed(), "%+v", c)
+	}
+}
+
+func TestConclusion(t *testing.T) {
+	t.Parallel()
+	rep := exampleReport(t, "rr", 10, 12, 16, 11, 14)
+	c := &rep.Measures[0].Contestants[4]
+	c.add(30)
+	c.add(20)
+	rep.conclude()
+	rep.conclude()
+	assert.Equal(t, 20.0, c.Median)
+	assert.Equal(t, 14.0, c.Min)
+	assert.Equal(t, 30.0, c.Max)
+	assert.Equal(t, 2.0, c.ToVeth)
+	assert.Equal(t, 1.25, c.ToVXLAN)
+	assert.Len(t, rep.Targets, 3, "concluding again must not repeat the targets")
+}
+
+func TestMedianAgainstItsDefinition(t *testing.T) {
+	t.Parallel()
+	for range 1000 {
+		values := make([]float64, 1+rand.IntN(9))
+		for i := range values {
+			values[i] = float64(rand.IntN(5))
+		}
+		before := slices.Clone(values)
+		m := median(values)
+		var below, above int
+		for _, v := range values {
+			if v < m {
+				below++
+			}
+			if v > m {
+				above++
+			}
+		}
+		assert.LessOrEqual(t, 2*below, len(values), "%v: %v", values, m)
+		assert.LessOrEqual(t, 2*above, len(values), "%v: %v", values, m)
+		assert.Equal(t, before, values, "the rounds keep their order")
+	}
+}
+
+func TestTableIsAligned(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	require.NoError(t, writeTable(&b, exampleReport(t, "rr", 10, 120, 16, 11, 14)))
+	var rows []string
+	for line := range strings.Lines(b.String()) {
+		if strings.HasPrefix(line, "  <") || strings.Contains(line, "median  ") {
+			rows = append(rows, strings.TrimRight(line, "\n"))
+		}
+	}
+	require.Len(t, rows, 6)
+	for _, r := range rows {
+		assert.Equal(t, len([]rune(rows[0])), len([]rune(r)), b.String())
+	}
+	assert.Contains(t, b.String(), "12.00", "ratio to veth")
+	assert.Contains(t, b.String(), "missed")
+}
+
+func TestChartEscapesAndFits(t *testing.T) {
+	t.Parallel()
+	b := chart(exampleReport(t, "udp", 200, 180, 100, 190, 120))
+	requireXML(t, b)
+	assert.Contains(t, string(b), "&lt;veth&gt;")
+	assert.NotContains(t, string(b), "<veth>")
+	assert.Contains(t, string(b), "190.0 kpkt/s")
+}
+
+func TestProgressOffTheTerminal(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	p := newProgress(&b)
+	p.say("building")
+	p.begin(2)
+	p.step("first")
+	p.step("second")
+	p.done()
+	assert.Equal(t, "building\nfirst", strings.TrimSpace(b.String()), "a log gets a line now and then")
+
+	b.Reset()
+	p = newProgress(&b)
+	p.terminal = true
+	p.begin(2)
+	p.step("first")
+	p.step("second")
+	p.done()
+	assert.Contains(t, b.String(), "second")
+	assert.Contains(t, b.String(), "left")
+	assert.True(t, strings.HasSuffix(b.String(), "\r\033[K"))
+}

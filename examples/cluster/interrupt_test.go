@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// A signal at any moment: while it builds, while it probes, while it holds.
+func TestInterrupt(t *testing.T) {
+	t.Parallel()
+	for i, after := range []time.Duration{0, 30, 70, 120, 180, 250, 330, 420, 600, 900} {
+		t.Run((after * time.Millisecond).String(), func(t *testing.T) {
+			t.Parallel()
+			name := newName(t)
+			cmd := program(t, "root", "-hold", "-nodes", "3", "-name", name)
+			out, err := cmd.StdoutPipe()
+			require.NoError(t, err)
+			var errs bytes.Buffer
+			cmd.Stderr = &errs
+			require.NoError(t, cmd.Start())
+			defer func() { _ = cmd.Process.Kill() }()
+			_, err = io.ReadFull(out, make([]byte, len("Building")))
+			require.NoError(t, err)
+			go func() { _, _ = io.Copy(io.Discard, out) }()
+			time.Sleep(after * time.Millisecond)
+			require.NoError(t, cmd.Process.Signal([]os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP}[i%3]))
+			// Impatience does not stop the tidying up.
+			_ = cmd.Process.Signal(unix.SIGINT)
+			err = cmd.Wait()
+			if err == nil {
+				require.Empty(t, errs.String(), "it was holding")
+				return
+			}
+			require.Equal(t, 1, cmd.ProcessState.ExitCode(), "%v", err)
+			require.Equal(t, "cluster: interrupted; everything is taken away again\n", errs.String())
+		})
+	}
+}
+
+// Whoever reads the rows goes away.
+func TestBrokenPipe(t *testing.T) {
+	t.Parallel()
+	name := newName(t)
+	cmd := program(t, "root", "-hold", "-name", name)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	require.Contains(t, line, "done in")
+	require.NoError(t, out.Close())
+	require.Error(t, cmd.Wait())
+	require.Equal(t, 1, cmd.ProcessState.ExitCode())
+}
+
+func TestHoldWithDocument(t *testing.T) {
+	t.Parallel()
+	name := newName(t)
+	cmd := program(t, "root", "-hold", "-json", "-name", name)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	var people bytes.Buffer
+	cmd.Stderr = &people
+	require.NoError(t, cmd.Start())
+	var doc Document
+	require.NoError(t, json.NewDecoder(out).Decode(&doc))
+	require.Len(t, doc.Nodes, 2)
+	require.True(t, isThere(doc.Nodes[1].Endpoints[1].Netns), "it holds")
+	require.NoError(t, cmd.Process.Signal(unix.SIGINT))
+	require.NoError(t, cmd.Wait(), "ending a cluster that was held is no failure")
+	require.Contains(t, people.String(), "sudo ip netns exec "+name+"-node1-ep1 ping 10.244.2.11\n")
+	require.Contains(t, people.String(), "\nTaking everything away.\n")
+	require.False(t, isThere(doc.Nodes[0].Netns))
+}
+
+func TestCancelledBefore(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var errs bytes.Buffer
+	require.Equal(t, 1, run(ctx, []string{"-name", newName(t)}, io.Discard, &errs))
+	require.Equal(t, "cluster: interrupted; everything is taken away again\n", errs.String())
+}
+
+// What a killed one leaves, the next one clears away.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	name := newName(t)
+	cmd := program(t, "root", "-hold", "-name", name, "-nodes", "3")
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && !strings.HasPrefix(lines.Text(), "The cluster stays up") {
+	}
+	require.NoError(t, lines.Err())
+	require.NoError(t, cmd.Process.Kill())
+	require.Error(t, cmd.Wait())
+	require.True(t, isThere(name+"-node3-ep2"))
+
+	var errs bytes.Buffer
+	require.Zero(t, run(t.Context(), []string{"-name", name, "-nodes", "2"}, io.Discard, &errs), "%s", &errs)
+}

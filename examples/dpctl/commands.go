@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/godatapath/datapath/conntrack"
+	"github.com/godatapath/datapath/examples/internal/show"
+	"github.com/godatapath/datapath/maps"
+	"github.com/godatapath/datapath/tunnel"
+)
+
+// printed is what a command has read: JSON by its fields, rows by print.
+type printed interface {
+	print(w io.Writer, indent string) error
+}
+
+type command struct {
+	name string
+	// read may return both: what it could read, and what it could not.
+	read func(o options, pins string) (printed, error)
+}
+
+var commands = []command{
+	{"endpoint list", listEndpoints},
+	{"tunnel list", listPeers},
+	{"ct list", listFlows},
+	{"metrics list", listMetrics},
+	{"status", readStatus},
+}
+
+type (
+	endpoints []show.Endpoint
+	peers     []show.Peer
+	flows     []show.Flow
+	metrics   []show.Metric
+)
+
+func (e endpoints) print(w io.Writer, indent string) error {
+	return show.Write(w, indent, show.EndpointRows(e))
+}
+
+func (p peers) print(w io.Writer, indent string) error {
+	return show.Write(w, indent, show.PeerRows(p))
+}
+
+func (f flows) print(w io.Writer, indent string) error {
+	return show.Write(w, indent, show.FlowRows(f))
+}
+
+func (m metrics) print(w io.Writer, indent string) error {
+	rows := show.MetricRows(m)
+	if len(rows) > 0 {
+		rows = append([]show.Row{show.MetricsHeading}, rows...)
+	}
+	return show.Write(w, indent, rows)
+}
+
+func listEndpoints(_ options, pins string) (printed, error) {
+	t, err := maps.OpenEndpoints(pins)
+	if err != nil {
+		return nil, absent("endpoint table", pins, err)
+	}
+	defer t.Close()
+	all, err := show.Endpoints(t)
+	if err != nil {
+		return nil, err
+	}
+	return endpoints(all), nil
+}
+
+func listPeers(_ options, pins string) (printed, error) {
+	t, err := tunnel.Open(pins)
+	if err != nil {
+		return nil, absent("tunnel", pins, err)
+	}
+	defer t.Close()
+	all, err := show.Peers(t)
+	if err != nil {
+		return nil, err
+	}
+	return peers(all), nil
+}
+
+func listFlows(o options, pins string) (printed, error) {
+	t, err := conntrack.Open(pins)
+	if err != nil {
+		return nil, absent("flow table", pins, err)
+	}
+	defer t.Close()
+	all, err := show.Flows(t, o.match)
+	if err != nil {
+		return nil, err
+	}
+	return flows(all), nil
+}
+
+func listMetrics(_ options, pins string) (printed, error) {
+	t, err := maps.OpenMetrics(pins)
+	if err != nil {
+		return nil, absent("metrics table", pins, err)
+	}
+	defer t.Close()
+	all, err := show.Metrics(t)
+	if err != nil {
+		return nil, err
+	}
+	return metrics(all), nil
+}
+
+// absent says that a node does not have a table, which need not be a fault: a
+// datapath is loaded with the blocks that its owner wants.
+func absent(what, pins string, err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("no %s is pinned in %s", what, pins)
+	}
+	return err
+}
