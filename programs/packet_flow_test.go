@@ -353,6 +353,7 @@ func TestHalfAFlow(t *testing.T) {
 		// The originator's half is gone; the replying side speaks first.
 		tcpTalk(r, f, 1000).handshake()
 		require.NoError(t, m.Delete(there))
+		require.NoError(t, r.dp.Bump(), "expiry takes the verdict away before the entry")
 		frame := tcp(f.red, f.blue, 80, 1000, packet.ACK)
 		r.expect(fromRed, frame, intoBlue(frame, "+"+reverse))
 		require.Equal(t, 2, entries())

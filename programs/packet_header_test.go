@@ -78,18 +78,18 @@ func TestIPv6Extensions(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r.as(t)
-			port := uint16(1000 + i)
-			frame := build(blue6, green6, append(row.chain, packet.UDP{SrcPort: port, DstPort: 53}, packet.Sized(32))...)
+			sport := uint16(1000 + i)
+			frame := build(blue6, green6, append(row.chain, packet.UDP{SrcPort: sport, DstPort: 53}, packet.Sized(32))...)
 			if row.reason != "" {
-				for _, p := range []port_{{"endpoint", fromBlue}, {"host", fromHost}, {"device", toGreen}} {
-					r.expect(p.from, frame, dropped(row.reason), p.name)
+				for _, from := range []port{fromBlue, fromHost, toGreen} {
+					r.expect(from, frame, dropped(row.reason))
 				}
 				return
 			}
-			flow := tupleOf(conntrack.UDP, blue6, port, green6, 53)
+			flow := tupleOf(conntrack.UDP, blue6, sport, green6, 53)
 			r.expect(fromBlue, frame, intoGreen(frame, "+"+flow))
 			r.expect(fromBlue, frame, intoGreen(frame, "~"+flow))
-			plain := udp(blue6, green6, port, 53)
+			plain := udp(blue6, green6, sport, 53)
 			r.expect(fromBlue, plain, intoGreen(plain, "~"+flow), "the same flow without")
 		})
 	}
@@ -100,9 +100,4 @@ func TestIPv6Extensions(t *testing.T) {
 		frame = build(green6, red6, append(many(n), packet.UDP{SrcPort: 1, DstPort: 2})...)
 		r.expect(fromBlue, frame, dropped("spoofed source"), fmt.Sprintf("behind %d headers", n))
 	}
-}
-
-type port_ struct {
-	name string
-	from port
 }

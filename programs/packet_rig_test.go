@@ -278,20 +278,24 @@ func (r *rig) tally() ([]uint64, error) {
 	return out, nil
 }
 
-var counterNames = sync.OnceValue(func() map[uint32]string {
-	of := func(enum, prefix string) map[uint32]string {
-		all, err := names.Of(enum, prefix)
-		if err != nil {
-			panic(err)
-		}
-		return all
+// namesOf reads names from BTF; the tests want them after each packet.
+func namesOf(enum, prefix string) map[uint32]string {
+	all, err := names.Of(enum, prefix)
+	if err != nil {
+		panic(err)
 	}
+	return all
+}
+
+var eventNames = sync.OnceValue(func() map[uint32]string { return namesOf("flow_event", "FLOW") })
+
+var counterNames = sync.OnceValue(func() map[uint32]string {
 	out := map[uint32]string{}
-	for p, program := range of("program", "PROGRAM") {
-		for a, action := range of("action", "ACTION") {
+	for p, program := range namesOf("program", "PROGRAM") {
+		for a, action := range namesOf("action", "ACTION") {
 			out[p*64+a] = program + ": " + action
 		}
-		for d, reason := range of("drop_reason", "DROP") {
+		for d, reason := range namesOf("drop_reason", "DROP") {
 			if d > 0 {
 				out[p*64+d] = program + ": drop " + reason
 			}
@@ -333,10 +337,8 @@ func (r *rig) events() map[string]uint64 {
 	if r.flows == nil {
 		return out
 	}
-	known, err := names.Of("flow_event", "FLOW")
-	require.NoError(r.t, err)
 	m := r.flows.DatapathParts().Maps[bpf.TableMapFlowEvents]
-	for i, name := range known {
+	for i, name := range eventNames() {
 		var perCPU []uint64
 		if err := m.Lookup(i, &perCPU); err != nil {
 			continue // the number of events
@@ -503,12 +505,8 @@ func (r *rig) record(blocks []programs.Block) {
 		maps.Copy(settings, b.DatapathParts().Settings)
 		maps.Copy(tables, b.DatapathParts().Maps)
 	}
-	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){
-		"from_endpoint": bpf.LoadFromEndpoint, "to_endpoint": bpf.LoadToEndpoint,
-		"from_host": bpf.LoadFromHost, "from_overlay": bpf.LoadFromOverlay,
-	} {
-		spec, err := load()
-		require.NoError(r.t, err)
+	for name, spec := range programSpecs() {
+		spec = spec.Copy()
 		for k, v := range settings {
 			if spec.Variables[k] != nil {
 				require.NoError(r.t, spec.Variables[k].Set(v))
@@ -531,6 +529,22 @@ func (r *rig) record(blocks []programs.Block) {
 		r.t.Cleanup(func() { r.recorded[name].Close() })
 	}
 }
+
+// programSpecs are the objects of the hooks, read once. A test copies them.
+var programSpecs = sync.OnceValue(func() map[string]*ebpf.CollectionSpec {
+	out := map[string]*ebpf.CollectionSpec{}
+	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){
+		"from_endpoint": bpf.LoadFromEndpoint, "to_endpoint": bpf.LoadToEndpoint,
+		"from_host": bpf.LoadFromHost, "from_overlay": bpf.LoadFromOverlay,
+	} {
+		spec, err := load()
+		if err != nil {
+			panic(err)
+		}
+		out[name] = spec
+	}
+	return out
+})
 
 // noteCalls leads the calls of the sending helpers through functions of ours.
 // What they note: which helper redirected, to which interface, with which

@@ -49,6 +49,27 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
+func TestInterruptWhileProbing(t *testing.T) {
+	t.Parallel()
+	name := newName(t)
+	cmd := program(t, "root", "-nodes", "8", "-name", name)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && !strings.Contains(lines.Text(), "ICMP echo") {
+	}
+	require.NoError(t, cmd.Process.Signal(unix.SIGTERM))
+	for lines.Scan() {
+		require.NotContains(t, lines.Text(), "probes in", "it goes on")
+	}
+	require.Error(t, cmd.Wait())
+	require.Equal(t, 1, cmd.ProcessState.ExitCode())
+	require.Equal(t, "cluster: interrupted; everything is taken away again\n", errs.String())
+}
+
 // Whoever reads the rows goes away.
 func TestBrokenPipe(t *testing.T) {
 	t.Parallel()

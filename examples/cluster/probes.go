@@ -19,7 +19,11 @@ import (
 // many failed.
 func probeAll(ctx context.Context, c *cluster.Cluster, out io.Writer) (failed int, err error) {
 	p := planner{echoes: map[place]*server{}}
-	defer func() { err = errors.Join(err, p.close()) }()
+	defer func() {
+		if e := p.close(); e != nil {
+			err = errors.Join(err, e)
+		}
+	}()
 	if err := p.plan(c); err != nil {
 		return 0, err
 	}

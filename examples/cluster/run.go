@@ -37,7 +37,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case err == nil:
 		return 0
-	case errors.Is(err, context.Canceled):
+	case interrupted(err):
 		fmt.Fprintln(stderr, "cluster: interrupted; everything is taken away again")
 	case errors.Is(err, os.ErrPermission) && os.Geteuid() != 0:
 		fmt.Fprintln(stderr, "cluster: this needs root, to make namespaces and load programs: sudo go run ./examples/cluster")
@@ -45,6 +45,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "cluster:", err)
 	}
 	return 1
+}
+
+// interrupted tells whether that is all there is to say: errors of taking things
+// away are joined to it.
+func interrupted(err error) bool {
+	var several interface{ Unwrap() []error }
+	return errors.Is(err, context.Canceled) && !errors.As(err, &several)
 }
 
 // errProbes says that the cluster works, but not as it should.
@@ -64,7 +71,11 @@ func demonstrate(ctx context.Context, o options, out, document io.Writer) (err e
 		fmt.Fprintln(out)
 		return err
 	}
-	defer func() { err = errors.Join(err, c.Close()) }()
+	defer func() {
+		if e := c.Close(); e != nil {
+			err = errors.Join(err, e)
+		}
+	}()
 	fmt.Fprintf(out, " done in %s.\n", spell(time.Since(start)))
 
 	failed, err := probeAll(ctx, c, out)

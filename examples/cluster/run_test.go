@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -212,6 +213,14 @@ func TestBadCommandLines(t *testing.T) {
 		require.Equal(t, 1, run(t.Context(), strings.Fields(args), io.Discard, &errs), args)
 		require.Contains(t, errs.String(), want)
 	}
+}
+
+// An interruption is not all there is to say if something could not be taken away.
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	require.True(t, interrupted(fmt.Errorf("start: %w", context.Canceled)))
+	require.False(t, interrupted(errors.Join(context.Canceled, errors.New("it stays"))))
+	require.False(t, interrupted(errors.New("other")))
 }
 
 func TestHelp(t *testing.T) {

@@ -97,14 +97,18 @@ func others(nl *netlink.Handle, h programs.HookStatus) (first, last []attached, 
 		return nil, nil, fmt.Errorf("list the filters of %s: %w", h.Device, err)
 	}
 	for _, f := range filters {
-		a := attached{Kind: "tc " + f.Type(), Name: fmt.Sprintf("pref %d", f.Attrs().Priority)}
-		if b, ok := f.(*netlink.BpfFilter); ok {
-			if b.Id == 0 {
-				continue // the head of its list
-			}
-			a.ID, a.Name, a.Tag = uint32(b.Id), b.Name, b.Tag
+		if f.Attrs().Handle == 0 {
+			continue // the head of its list
 		}
-		last = append(last, a)
+		if b, ok := f.(*netlink.BpfFilter); ok {
+			last = append(last, attached{Kind: "tc bpf", ID: uint32(b.Id), Name: b.Name, Tag: b.Tag})
+			continue
+		}
+		// The parts of one filter, as its hash tables and keys, are one filter.
+		a := attached{Kind: "tc " + f.Type(), Name: fmt.Sprintf("pref %d", f.Attrs().Priority)}
+		if n := len(last); n == 0 || last[n-1] != a {
+			last = append(last, a)
+		}
 	}
 	return first, last, nil
 }

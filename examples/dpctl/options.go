@@ -17,7 +17,7 @@ import (
 
 const usage = `Shows the tables of a running datapath. It reads what is pinned and changes nothing.
 
-  sudo dpctl [-pins DIR] [-json] COMMAND
+  sudo go run ./examples/dpctl [-pins DIR] [-json] COMMAND
 
 Commands:
   endpoint list    the workloads of the node: addresses, identity, MACs
@@ -37,10 +37,10 @@ Flags:
   -proto NAME      ct list: only tcp, udp, icmp, icmpv6 or sctp
   -netns PATH      status: the node's namespace, if it is not found by itself
 
-Examples:
-  sudo dpctl endpoint list
-  sudo dpctl -pins /run/datapath/dp/bpf/node1 ct list -proto tcp -dst 10.244.2.0/24
-  sudo dpctl status -json | jq '.node1.hooks'
+Examples, once it is built (go build ./examples/dpctl):
+  sudo ./dpctl endpoint list
+  sudo ./dpctl -pins /run/datapath/dp/bpf/node1 ct list -proto tcp -dst 10.244.2.0/24
+  sudo ./dpctl status -json | jq '.node1.hooks'
 
 In rows, sent=12/3400 is 12 packets of 3400 bytes in all; vni=identity means that
 packets carry the identity of who sends them.

@@ -46,14 +46,14 @@ static __always_inline __u32 idle_of(const struct pass *pass, const struct flow 
 	return idle > -AHEAD ? 0 : idle;
 }
 
+static __always_inline int is_idle(const struct pass *pass, const struct flow *f, const struct flow *reply, __u32 timeout)
+{
+	return idle_of(pass, f) >= timeout && (!reply || idle_of(pass, reply) >= timeout);
+}
+
 static __always_inline int is_due(const struct pass *pass, __u8 protocol, const struct flow *f, const struct flow *reply)
 {
-	__u32 timeout = timeout_of(pass, protocol, f, reply);
-	__u32 idle = idle_of(pass, f);
-
-	if (reply && idle_of(pass, reply) < idle)
-		idle = idle_of(pass, reply);
-	return idle >= timeout;
+	return is_idle(pass, f, reply, timeout_of(pass, protocol, f, reply));
 }
 
 static __always_inline void condemn(struct pass *pass, const struct tuple *t, struct flow *f)
@@ -72,7 +72,7 @@ static __always_inline void condemn(struct pass *pass, const struct tuple *t, st
 /* A reply without its flow, which was taken away by hand. */
 static __always_inline void condemn_orphan(struct pass *pass, const struct tuple *t, struct flow *f)
 {
-	if (!is_due(pass, t->protocol, f, NULL))
+	if (f->stage != FLOW_DEAD && !is_due(pass, t->protocol, f, NULL))
 		return;
 	f->epoch = 0;
 	pass->condemned++;
@@ -85,15 +85,16 @@ static __always_inline void condemn_orphan(struct pass *pass, const struct tuple
  */
 static __always_inline int kill(struct pass *pass, __u8 protocol, struct flow *f, struct flow *reply)
 {
+	__u32 timeout = timeout_of(pass, protocol, f, reply); /* of its stage, before that changes */
 	__u32 stage = f->stage;
 
 	if (stage == FLOW_DEAD)
 		return 1;
-	if (f->epoch || (reply && reply->epoch) || !is_due(pass, protocol, f, reply))
+	if (f->epoch || (reply && reply->epoch) || !is_idle(pass, f, reply, timeout))
 		return 0;
 	if (__sync_val_compare_and_swap(&f->stage, stage, FLOW_DEAD) != stage)
 		return 0;
-	if (is_due(pass, protocol, f, reply))
+	if (is_idle(pass, f, reply, timeout))
 		return 1;
 	/* By exchange too: meanwhile the memory may have become another flow's. */
 	__sync_val_compare_and_swap(&f->stage, FLOW_DEAD, stage);
@@ -103,7 +104,8 @@ static __always_inline int kill(struct pass *pass, __u8 protocol, struct flow *f
 /*
  * Deletes the visited entry if its flow is to go. Whichever of the two comes
  * first decides, and each is deleted on its own visit: never the neighbour
- * under the iterator.
+ * under the iterator. A reply that comes second finds nobody to ask, so it is
+ * marked; what it knows itself is not enough, for example of a reset.
  */
 static __always_inline void reap(struct pass *pass, struct tuple *key, struct flow *f)
 {
@@ -113,10 +115,12 @@ static __always_inline void reap(struct pass *pass, struct tuple *key, struct fl
 	if (!(f->flags & FLOW_REPLY)) {
 		if (!kill(pass, t.protocol, f, peer))
 			return;
+		if (peer && (peer->flags & FLOW_REPLY))
+			peer->stage = FLOW_DEAD;
 	} else if (peer && !(peer->flags & FLOW_REPLY)) {
 		if (!kill(pass, t.protocol, peer, f))
 			return;
-	} else if (!is_due(pass, t.protocol, f, NULL)) {
+	} else if (f->stage != FLOW_DEAD && !is_due(pass, t.protocol, f, NULL)) {
 		return;
 	}
 	bpf_map_delete_elem(&flows, &t);

@@ -59,13 +59,18 @@ func measure(rows []Row) []column {
 			c := &columns[i]
 			c.width = max(c.width, utf8.RuneCountInString(cell))
 			c.number = c.number && (n == 0 || isNumber(cell))
-			c.pair = c.pair && (cell == "" || strings.Contains(cell, "="))
+			c.pair = c.pair && (cell == "" || isPair(cell))
 		}
 	}
 	return columns
 }
 
 func isNumber(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
+
+func isPair(s string) bool {
+	name, _, ok := strings.Cut(s, "=")
+	return ok && !strings.Contains(name, " ")
+}
 
 // Under puts a cell before each row, for example the name of the node.
 func Under(name string, rows []Row) []Row {

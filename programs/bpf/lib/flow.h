@@ -133,19 +133,6 @@ static __always_inline int flow_is_orphan(const struct tuple *t, const struct tu
 }
 
 /*
- * A reply's entry can be left over where expiry, the budget and a packet meet.
- * It is nobody's, and it must not stand in the way of the next flow, or lend
- * that its past.
- */
-static __always_inline void flow_clear_orphan(const struct tuple *t)
-{
-	struct flow *f = flow_lookup(t);
-
-	if (f && (f->flags & FLOW_REPLY) && !flow_lookup(&f->peer))
-		bpf_map_delete_elem(&flows, t);
-}
-
-/*
  * Remembers a flow with the verdict for the packet's direction. The reply's
  * entry is empty: its first packet is judged where it arrives. A table that is
  * full is not the packet's fault: it goes on, and the next one is judged anew.
@@ -165,8 +152,6 @@ __global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict
 	if (!p || !v)
 		return 0;
 	tuple_reverse(&p->tuple, &reply);
-	flow_clear_orphan(&p->tuple);
-	flow_clear_orphan(&reply);
 	f.last_seen = (__u32)bpf_jiffies64();
 	f.created = f.last_seen;
 	f.peer = p->tuple;
