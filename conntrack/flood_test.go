@@ -20,7 +20,7 @@ import (
 // A million openings that nobody goes on with push out one another, and nothing
 // that is established; the table never has more of them than its budget.
 func TestFloodTouchesNothingEstablished(t *testing.T) {
-	const established, syns, datagrams, senders = 1000, 1_000_000, 200_000, 2
+	const established, syns, datagrams, senders = 1000, 1_000_000, 100_000, 2
 	r := newRig(t, Config{Flows: 65536, Unconfirmed: 16384})
 	toGreen := func(i int) Tuple {
 		return Tuple{

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -33,7 +34,7 @@ type watched struct {
 // within its timeout: no entry of it goes, and none starts to count again. The
 // flows are used at all distances around the timeout, in both directions.
 func TestExpiryTakesNothingThatIsUsed(t *testing.T) {
-	const timeout, flows, workers, lasting = 120 * time.Millisecond, 400, 4, 4 * time.Second
+	const timeout, flows, workers, lasting = 120 * time.Millisecond, 50, 32, 4 * time.Second
 	r := newRig(t, Config{Flows: 65536, Timeouts: Timeouts{
 		TCPNew: timeout, TCPEstablished: timeout, TCPClosing: timeout, UDPNew: timeout, UDPConfirmed: timeout, ICMP: timeout, OtherNew: timeout, OtherConfirmed: timeout,
 	}})
@@ -211,7 +212,10 @@ func TestBothSidesOpenAtOnce(t *testing.T) {
 					}
 					frame := r.frame(tu, 0)
 					turn[side].Store(int64(i))
-					for turn[1-side].Load() < int64(i) {
+					for spin := 1; turn[1-side].Load() < int64(i); spin++ {
+						if spin%20000 == 0 {
+							runtime.Gosched()
+						}
 					}
 					for range 3 {
 						if verdict, err := by.send(frame); err != nil || verdict != redirected {
@@ -242,7 +246,9 @@ func TestBothSidesOpenAtOnce(t *testing.T) {
 	for i := range flows {
 		f, err := r.table.Lookup(tuples(i))
 		require.NoError(t, err, "flow %d", i)
-		require.Equal(t, StateEstablished, f.State, "flow %d: %+v", i, f)
+		both, _, err := r.read(tuples(i))
+		require.NoError(t, err)
+		require.Equal(t, StateEstablished, f.State, "flow %d: %+v", i, both)
 	}
 	require.Eventually(t, func() bool {
 		_, err := r.table.Expire()

@@ -41,7 +41,8 @@ func sendUDP(j job) (out outcome, err error) {
 	}
 	flood := func(kind byte, d time.Duration) error {
 		b[0] = kind
-		for until := time.Now().Add(d); time.Now().Before(until); out.Count++ {
+		until := time.Now().Add(d)
+		for n := 0; n < fewest || time.Now().Before(until); n++ {
 			if err := send(); err != nil {
 				return err
 			}
@@ -113,7 +114,8 @@ func sendStream(j job) (out outcome, err error) {
 	}
 	defer c.close()
 	b := make([]byte, streamChunk)
-	for until := time.Now().Add(j.WarmUp + j.Time); time.Now().Before(until); out.Count++ {
+	until := time.Now().Add(j.WarmUp + j.Time)
+	for n := 0; n < fewest || time.Now().Before(until); n++ {
 		if _, err := c.write(b); err != nil {
 			return out, err
 		}
@@ -134,27 +136,34 @@ func receiveStream(j job) (out outcome, err error) {
 		return out, err
 	}
 	b := make([]byte, 2*streamChunk)
-	from := time.Now().Add(j.WarmUp)
+	start := time.Now()
+	from := start.Add(j.WarmUp)
 	var first, last time.Time
+	all := 0
 	for {
 		n, err := c.read(b)
 		if err != nil {
 			return out, err
 		}
 		if n == 0 {
-			if out.Count == 0 {
-				return out, errors.New("next to nothing arrived")
-			}
-			out.Rate = float64(out.Count) * 8 / last.Sub(first).Seconds()
-			return out, nil
+			break
 		}
-		switch now := time.Now(); {
-		case now.Before(from):
+		all += n
+		last = time.Now()
+		switch {
+		case last.Before(from):
 		case first.IsZero():
-			first = now
+			first = last
 		default:
-			last = now
 			out.Count += n
 		}
 	}
+	if out.Count == 0 { // the machine stood still: the warm-up is all there is
+		out.Count, first = all, start
+	}
+	if out.Count == 0 {
+		return out, errEarlyEnd
+	}
+	out.Rate = float64(out.Count) * 8 / last.Sub(first).Seconds()
+	return out, nil
 }

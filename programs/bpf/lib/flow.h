@@ -146,6 +146,7 @@ __global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict
 {
 	struct flow f = {};
 	struct tuple reply;
+	struct flow *other;
 	int fresh;
 	long err;
 
@@ -182,6 +183,9 @@ __global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict
 	}
 	if (!err) {
 		flow_count(FLOW_CREATED);
+		other = f.epoch ? NULL : flow_lookup(&f.peer);
+		if (other)
+			__sync_lock_test_and_set(&other->epoch, 0);
 	} else if (err != -EEXIST) { /* EEXIST: another CPU was first */
 		flow_count_failure(err);
 		if (fresh)
@@ -224,29 +228,35 @@ __global int flow_judge_again(struct tuple *t, struct verdict *v)
 __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 {
 	struct flow *other;
-	int settled = 1;
+	int first;
 
 	if (!p || !f)
 		return 0;
+	first = !(f->seen & SEEN_PACKET);
 	f->packets++;
 	f->bytes += skb->len;
+	f->seen |= seen_of(p->tcp_flags);
+	/*
+	 * The other direction may be here on another CPU. The exchanges put what
+	 * is written of this one before the look at that one, so at least one of
+	 * the two packets notices the other.
+	 */
+	__sync_lock_test_and_set(&f->epoch, f->judged);
 	if (f->flags & FLOW_REPLY) {
-		if (!(f->seen & SEEN_PACKET)) {
+		if (first) {
 			/* The originator's next packet must come this way to confirm. */
 			other = flow_lookup(&f->peer);
 			if (other && other->stage == FLOW_NEW)
-				other->epoch = 0;
+				__sync_lock_test_and_set(&other->epoch, 0);
 		}
 	} else if (f->stage == FLOW_NEW) {
 		other = flow_lookup(&f->peer);
 		if (other && (other->seen & SEEN_PACKET)) {
 			if (p->tcp_flags & TCP_SYN) /* sent again: what confirms is still to come */
-				settled = 0;
+				f->epoch = 0;
 			else if (__sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_CONFIRMED) == FLOW_NEW)
 				flow_count(FLOW_CONFIRMATIONS);
 		}
 	}
-	f->seen |= seen_of(p->tcp_flags);
-	f->epoch = settled ? f->judged : 0;
 	return 0;
 }
