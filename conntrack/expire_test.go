@@ -33,7 +33,7 @@ var oddTimeouts = Timeouts{
 	ICMP: 20 * time.Second, OtherNew: 110 * time.Second, OtherConfirmed: 130 * time.Second,
 }
 
-// flow makes an entry that was used so many seconds ago.
+// entry makes one that was used so many seconds ago.
 func entry(t testing.TB, table *Table, secondsAgo int, stage uint32, seen uint8) bpf.TableFlow {
 	at := ago(t, table, uint32(secondsAgo))
 	return bpf.TableFlow{Epoch: 7, Judged: 7, LastSeen: at, Created: at, Stage: stage, Seen: seen}

@@ -196,20 +196,6 @@ func (r *rig) counted() map[string]uint64 {
 	return out
 }
 
-// moved returns the counters that fn moved, and by how much.
-func (r *rig) moved(fn func()) map[string]uint64 {
-	r.t.Helper()
-	before := r.counted()
-	fn()
-	out := map[string]uint64{}
-	for k, n := range r.counted() {
-		if n != before[k] {
-			out[k] = n - before[k]
-		}
-	}
-	return out
-}
-
 func (r *rig) flow(proto conntrack.Protocol, src netip.Addr, sport uint16, dst netip.Addr, dport uint16) (conntrack.Flow, bool) {
 	r.t.Helper()
 	f, err := r.flows.Lookup(conntrack.Tuple{Src: netip.AddrPortFrom(src, sport), Dst: netip.AddrPortFrom(dst, dport), Protocol: proto})

@@ -68,6 +68,7 @@ const (
 	TableDropReasonDROP_REWRITE_FAILED     TableDropReason = 41
 	TableDropReasonDROP_WRONG_ENDPOINT     TableDropReason = 42
 	TableDropReasonDROP_UNKNOWN_ENDPOINT   TableDropReason = 43
+	TableDropReasonDROP_VLAN               TableDropReason = 44
 	TableDropReasonDROP_COUNT              TableDropReason = 64
 )
 

@@ -120,8 +120,16 @@ static __always_inline void reap(struct pass *pass, struct tuple *key, struct fl
 	} else if (peer && !(peer->flags & FLOW_REPLY)) {
 		if (!kill(pass, t.protocol, peer, f))
 			return;
-	} else if (f->stage != FLOW_DEAD && !is_due(pass, t.protocol, f, NULL)) {
-		return;
+	} else if (f->stage != FLOW_DEAD) {
+		if (!is_due(pass, t.protocol, f, NULL))
+			return;
+		f = flow_claim_orphan(&t);
+		if (!f)
+			return;
+		if (!is_due(pass, t.protocol, f, NULL)) {
+			__sync_val_compare_and_swap(&f->stage, FLOW_DEAD, 0);
+			return;
+		}
 	}
 	bpf_map_delete_elem(&flows, &t);
 	pass->deleted++;

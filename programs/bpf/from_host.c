@@ -61,7 +61,7 @@ int from_host(struct __sk_buff *skb)
 		struct flow *f = flow_lookup(&p.tuple);
 
 		if (f && flow_is_settled(f, skb, &p) && likely(!send_check(skb, &p, &f->verdict))) {
-			flow_touch(f, skb);
+			flow_touch(f, skb, &p);
 			return send(skb, &p, &f->verdict, HOOK);
 		}
 	}

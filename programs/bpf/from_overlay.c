@@ -100,7 +100,7 @@ int from_overlay(struct __sk_buff *skb)
 
 		if (f && flow_is_settled(f, skb, &p) && sender_is_known(f, &from) &&
 		    likely(!send_check(skb, &p, &f->verdict))) {
-			flow_touch(f, skb);
+			flow_touch(f, skb, &p);
 			return send(skb, &p, &f->verdict, HOOK);
 		}
 	}

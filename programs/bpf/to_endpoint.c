@@ -83,7 +83,7 @@ int to_endpoint(struct __sk_buff *skb)
 			if (!is_ours(f))
 				return pass(skb);
 			if (flow_is_quiet(f, &p)) {
-				flow_touch(f, skb);
+				flow_touch(f, skb, &p);
 				return pass(skb);
 			}
 		}

@@ -25,10 +25,10 @@ static __always_inline void flow_count(__u32 event)
 		*n += 1;
 }
 
-/* Packets that change the state of a connection are looked at closely. */
+/* A packet that may open a connection anew is looked at closely. */
 static __always_inline int flow_is_quiet(const struct flow *f, const struct packet *p)
 {
-	return f->epoch == node.epoch && !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
+	return f->epoch == node.epoch && !(p->tcp_flags & TCP_SYN);
 }
 
 /* The whole question of the fast path: may the cached verdict be used as it is? */
@@ -37,11 +37,24 @@ static __always_inline int flow_is_settled(const struct flow *f, const struct __
 	return f->verdict.iif == skb->ifindex && flow_is_quiet(f, p);
 }
 
-static __always_inline void flow_touch(struct flow *f, const struct __sk_buff *skb)
+static __always_inline __u8 seen_of(__u8 tcp_flags)
+{
+	__u8 seen = SEEN_PACKET;
+
+	if (tcp_flags & TCP_FIN)
+		seen |= SEEN_FIN;
+	if (tcp_flags & TCP_RST)
+		seen |= SEEN_RST;
+	return seen;
+}
+
+static __always_inline void flow_touch(struct flow *f, const struct __sk_buff *skb, const struct packet *p)
 {
 	f->last_seen = (__u32)bpf_jiffies64();
 	f->packets++;
 	f->bytes += skb->len;
+	if (unlikely(p->tcp_flags & (TCP_FIN | TCP_RST)))
+		f->seen |= seen_of(p->tcp_flags);
 }
 
 /* Closed in both directions, or broken off. */
@@ -83,17 +96,6 @@ static __always_inline void flow_delete(const struct tuple *t, const struct flow
 	bpf_map_delete_elem(&flows, t);
 }
 
-static __always_inline __u8 seen_of(__u8 tcp_flags)
-{
-	__u8 seen = SEEN_PACKET;
-
-	if (tcp_flags & TCP_FIN)
-		seen |= SEEN_FIN;
-	if (tcp_flags & TCP_RST)
-		seen |= SEEN_RST;
-	return seen;
-}
-
 /*
  * A new flow takes the place of the oldest one that is still unconfirmed, if
  * the ring is full, so a flood of openings costs the table no more than the
@@ -133,6 +135,24 @@ static __always_inline int flow_is_orphan(const struct tuple *t, const struct tu
 }
 
 /*
+ * Of those who would end an orphan, expiry by deleting it and a new flow by
+ * writing over it, one gets it: whoever sets its mark. Both act by key, perhaps
+ * much later, so the entry under the key must be the marked one; the memory of
+ * an entry that was replaced may be another flow's by now.
+ */
+static __always_inline struct flow *flow_claim_orphan(const struct tuple *t)
+{
+	struct flow *f = flow_lookup(t);
+
+	if (!f || !(f->flags & FLOW_REPLY) || __sync_val_compare_and_swap(&f->stage, 0, FLOW_DEAD))
+		return NULL;
+	if (flow_lookup(t) == f)
+		return f;
+	__sync_val_compare_and_swap(&f->stage, FLOW_DEAD, 0);
+	return NULL;
+}
+
+/*
  * Remembers a flow with the verdict for the packet's direction. The reply's
  * entry is empty: its first packet is judged where it arrives. A table that is
  * full is not the packet's fault: it goes on, and the next one is judged anew.
@@ -158,8 +178,11 @@ __global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict
 	f.peer = p->tuple;
 	f.flags = FLOW_REPLY;
 	err = bpf_map_update_elem(&flows, &reply, &f, BPF_NOEXIST);
-	if (err == -EEXIST && flow_is_orphan(&reply, &p->tuple))
+	if (err == -EEXIST && flow_is_orphan(&reply, &p->tuple)) {
+		if (!flow_claim_orphan(&reply))
+			return 0; /* about to be deleted: the next packet finds its place free */
 		err = bpf_map_update_elem(&flows, &reply, &f, BPF_ANY);
+	}
 	if (err && err != -EEXIST) {
 		flow_count_failure(err);
 		return 0;
@@ -177,7 +200,7 @@ __global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict
 	f.epoch = fresh ? f.judged : 0;
 	f.slot = flow_take_slot(&p->tuple, &reply);
 	err = bpf_map_update_elem(&flows, &p->tuple, &f, BPF_NOEXIST);
-	if (err == -EEXIST && flow_is_orphan(&p->tuple, &f.peer)) {
+	if (err == -EEXIST && flow_is_orphan(&p->tuple, &f.peer) && flow_claim_orphan(&p->tuple)) {
 		f.epoch = 0;
 		err = bpf_map_update_elem(&flows, &p->tuple, &f, BPF_ANY);
 	}

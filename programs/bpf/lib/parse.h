@@ -511,6 +511,9 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 
 static __always_inline int parse_linear(struct __sk_buff *skb, struct packet *p)
 {
+	/* The kernel has taken the tag out of the frame: look where it is kept. */
+	if (unlikely(skb->vlan_present))
+		return DROP_VLAN;
 	if (likely(skb->protocol == htons(ETH_P_IP)))
 		return parse_ipv4(skb, p);
 	if (likely(skb->protocol == htons(ETH_P_IPV6)))

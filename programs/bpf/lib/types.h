@@ -94,6 +94,7 @@ enum drop_reason {
 	DROP_REWRITE_FAILED = 41,       /* the kernel did not let us change the packet */
 	DROP_WRONG_ENDPOINT = 42,       /* on its way into an endpoint that it is not for */
 	DROP_UNKNOWN_ENDPOINT = 43,     /* the interface is not an endpoint in the table */
+	DROP_VLAN = 44,                 /* a VLAN tag: neither endpoints nor the overlay have VLANs */
 	DROP_COUNT = 64,
 };
 
@@ -186,7 +187,7 @@ struct flow {
 	__u64 packets;
 	__u64 bytes;     /* with link-layer header */
 	struct tuple peer;
-	__u32 stage;     /* enum flow_stage, of the originator's entry */
+	__u32 stage;     /* enum flow_stage, of the originator's entry; a reply's is 0, or dead */
 	__u32 slot;      /* in the ring of the unconfirmed */
 	__u32 created;   /* lower half of the jiffies */
 	__u8 seen;       /* enum flow_seen, of this direction */
