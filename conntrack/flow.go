@@ -129,7 +129,7 @@ type Counters struct{ Packets, Bytes uint64 }
 // Verdict is what is done with the packets of one direction.
 type Verdict struct {
 	Action    string     // "to endpoint", "to overlay", "to host", "pass"; "" if not judged yet
-	ArrivesOn int        // ifindex that the packets must have arrived on
+	ArrivesOn int        // ifindex that the packets must have arrived on; 0: they come from the stack
 	SendsTo   int        // ifindex
 	VNI       uint32     // sent with; or that they must arrive with
 	Node      netip.Addr // the other end of the overlay
