@@ -32,6 +32,7 @@ var (
 	hookToEndpoint   = hook{"to_endpoint", bpf.TableProgramPROGRAM_TO_ENDPOINT, Egress, bpf.LoadToEndpoint}
 	hookFromHost     = hook{"from_host", bpf.TableProgramPROGRAM_FROM_HOST, Ingress, bpf.LoadFromHost}
 	hookFromOverlay  = hook{"from_overlay", bpf.TableProgramPROGRAM_FROM_OVERLAY, Ingress, bpf.LoadFromOverlay}
+	hookFromUnderlay = hook{"from_underlay", bpf.TableProgramPROGRAM_FROM_UNDERLAY, Ingress, bpf.LoadFromUnderlay}
 )
 
 const attachedTable = bpf.TableMapEndpointAttached
@@ -44,6 +45,7 @@ type Datapath struct {
 	attached  *ebpf.Map // endpoints whose programs are attached: ifindex to id
 	endpoints *ebpf.Map // the endpoint table by ifindex, ours to close; nil: no such block
 	programs  map[string]*ebpf.Program
+	shortCut  bool // from_underlay may be attached
 
 	mu     sync.Mutex
 	closed bool
@@ -106,6 +108,7 @@ func Load(cfg Config, blocks ...Block) (_ *Datapath, err error) {
 			return nil, fmt.Errorf("load the datapath: hold the endpoint table: %w", err)
 		}
 	}
+	_, d.shortCut = all.Settings["overlay_node"]
 	if err := d.load(all); err != nil {
 		return nil, err
 	}
@@ -143,7 +146,7 @@ func (d *Datapath) load(all block.Parts) (err error) {
 		}
 	}()
 	used := map[string]bool{}
-	for _, h := range []hook{hookFromEndpoint, hookToEndpoint, hookFromHost, hookFromOverlay} {
+	for _, h := range []hook{hookFromEndpoint, hookToEndpoint, hookFromHost, hookFromOverlay, hookFromUnderlay} {
 		spec, err := h.load()
 		if err != nil {
 			return fmt.Errorf("load %s: read the object: %w", h.name, err)

@@ -57,6 +57,10 @@ type Config struct {
 	MTU int
 	// IPv6 says that the nodes reach one another over IPv6.
 	IPv6 bool
+	// Node is the node's own address in the underlay, of the family that IPv6
+	// says. It is needed for programs.Datapath.AttachUnderlay and for nothing
+	// else; the zero Addr means that it is not known.
+	Node netip.Addr
 	// UDPChecksum makes outer packets carry a checksum. Without it they have
 	// none (RFC 6935 for IPv6), which middleboxes may dislike.
 	UDPChecksum bool
@@ -109,6 +113,16 @@ func New(cfg Config) (*Peers, error) {
 	}
 	if cfg.Foreign > ForeignPass {
 		return nil, fmt.Errorf("make the peers table: Foreign is %d, want ForeignDrop or ForeignPass", cfg.Foreign)
+	}
+	if cfg.Node != (netip.Addr{}) {
+		node, err := wire.CheckAddr(cfg.Node)
+		if err == nil && node.Is6() != cfg.IPv6 {
+			err = fmt.Errorf("address %s is not of the underlay's family: set Config.IPv6 to %t", node, node.Is6())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("make the peers table: Node: %w", err)
+		}
+		cfg.Node = node
 	}
 	spec, err := bpf.LoadTable()
 	if err != nil {
@@ -284,7 +298,7 @@ func (p *Peers) Remove() error { return p.table.Remove() }
 
 // DatapathParts makes the table a block of programs.Load.
 func (p *Peers) DatapathParts() block.Parts {
-	return block.Parts{
+	parts := block.Parts{
 		Name: "peers",
 		Maps: map[string]*ebpf.Map{peersTable: p.table.EBPF()},
 		Settings: map[string]any{
@@ -297,6 +311,10 @@ func (p *Peers) DatapathParts() block.Parts {
 		},
 		Bind: p.change.Bind,
 	}
+	if p.cfg.Node.IsValid() {
+		parts.Settings["overlay_node"] = wire.Addr(p.cfg.Node)
+	}
+	return parts
 }
 
 func flag(on bool) uint8 {

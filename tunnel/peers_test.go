@@ -436,3 +436,20 @@ func BenchmarkSet(b *testing.B) {
 		})
 	}
 }
+
+func TestOwnNode(t *testing.T) {
+	t.Parallel()
+	for name, cfg := range map[string]Config{
+		"of the other family": {Node: netip.MustParseAddr("fd00::1")},
+		"IPv4 over IPv6":      {Node: netip.MustParseAddr("192.0.2.1"), IPv6: true},
+		"multicast":           {Node: netip.MustParseAddr("224.0.0.1")},
+		"zoned":               {Node: netip.MustParseAddr("fe80::1%eth0"), IPv6: true},
+	} {
+		_, err := New(cfg)
+		require.ErrorContains(t, err, "Node", name)
+	}
+	p, err := New(Config{Node: netip.MustParseAddr("::ffff:192.0.2.1")})
+	require.NoError(t, err)
+	defer p.Close()
+	require.Contains(t, p.DatapathParts().Settings, "overlay_node")
+}

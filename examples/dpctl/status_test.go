@@ -139,7 +139,7 @@ func TestStatusOfANamespaceWithoutAName(t *testing.T) {
 	byHand := fmt.Sprintf("/proc/self/fd/%d", fd)
 	decode(t, &s, "-pins", node.Pins, "-netns", byHand, "status")
 	require.Equal(t, byHand, s.Netns)
-	require.Len(t, s.Hooks, 2)
+	require.Len(t, s.Hooks, 3)
 	require.NoFileExists(t, path)
 
 	require.Contains(t, fails(t, 1, "-pins", node.Pins, "-netns", "/proc/self/ns/net", "status"), "/proc/self/ns/net is not the node's namespace")

@@ -34,6 +34,7 @@ const (
 	FromOverlayVarOverlayChecksum    = "overlay_checksum"
 	FromOverlayVarOverlayIpv6        = "overlay_ipv6"
 	FromOverlayVarOverlayMtu         = "overlay_mtu"
+	FromOverlayVarOverlayNode        = "overlay_node"
 	FromOverlayVarOverlayPassForeign = "overlay_pass_foreign"
 	FromOverlayVarOverlayPort        = "overlay_port"
 	FromOverlayVarUnconfirmedMask    = "unconfirmed_mask"
@@ -114,6 +115,7 @@ type FromOverlayVariableSpecs struct {
 	OverlayChecksum    *ebpf.VariableSpec `ebpf:"overlay_checksum"`
 	OverlayIpv6        *ebpf.VariableSpec `ebpf:"overlay_ipv6"`
 	OverlayMtu         *ebpf.VariableSpec `ebpf:"overlay_mtu"`
+	OverlayNode        *ebpf.VariableSpec `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
 	UnconfirmedMask    *ebpf.VariableSpec `ebpf:"unconfirmed_mask"`
@@ -179,6 +181,7 @@ type FromOverlayVariables struct {
 	OverlayChecksum    *ebpf.Variable `ebpf:"overlay_checksum"`
 	OverlayIpv6        *ebpf.Variable `ebpf:"overlay_ipv6"`
 	OverlayMtu         *ebpf.Variable `ebpf:"overlay_mtu"`
+	OverlayNode        *ebpf.Variable `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
 	UnconfirmedMask    *ebpf.Variable `ebpf:"unconfirmed_mask"`

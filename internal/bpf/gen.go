@@ -11,4 +11,5 @@ package bpf
 //go:generate compile -no-global-types ToEndpoint ../../programs/bpf/to_endpoint.c
 //go:generate compile -no-global-types FromHost ../../programs/bpf/from_host.c
 //go:generate compile -no-global-types FromOverlay ../../programs/bpf/from_overlay.c
+//go:generate compile -no-global-types FromUnderlay ../../programs/bpf/from_underlay.c
 //go:generate compile -no-global-types Expire ../../programs/bpf/expire.c

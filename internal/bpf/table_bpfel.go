@@ -260,6 +260,7 @@ const (
 	TableProgramPROGRAM_TO_ENDPOINT   TableProgram = 2
 	TableProgramPROGRAM_FROM_HOST     TableProgram = 3
 	TableProgramPROGRAM_FROM_OVERLAY  TableProgram = 4
+	TableProgramPROGRAM_FROM_UNDERLAY TableProgram = 5
 	TableProgramPROGRAM_COUNT         TableProgram = 8
 )
 

@@ -8,32 +8,13 @@
 #include "lib/config.h"
 #include "lib/drop.h"
 #include "lib/flow.h"
+#include "lib/overlay.h"
 #include "lib/parse.h"
 #include "lib/path.h"
 #include "lib/route.h"
 #include "lib/send.h"
 
 #define HOOK PROGRAM_FROM_OVERLAY
-
-static __always_inline int sender_read(struct __sk_buff *skb, struct sender *from)
-{
-	struct bpf_tunnel_key key = {};
-
-	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), overlay_ipv6 ? BPF_F_TUNINFO_IPV6 : 0))
-		return DROP_NO_TUNNEL_KEY;
-	from->vni = key.tunnel_id;
-	if (overlay_ipv6)
-		address_from_ipv6(&from->node, key.remote_ipv6);
-	else
-		address_from_ipv4(&from->node, htonl(key.remote_ipv4));
-	return DROP_NONE;
-}
-
-/* The verdict holds for one sender: a node can not continue the flow of another. */
-static __always_inline int sender_is_known(const struct flow *f, const struct sender *from)
-{
-	return f->verdict.vni == from->vni && address_is_equal(&f->verdict.remote, &from->node);
-}
 
 static __always_inline int reject(struct __sk_buff *skb, int reason)
 {

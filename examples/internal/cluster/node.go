@@ -146,7 +146,7 @@ func (n *Node) start() (err error) {
 	if n.Flows, err = conntrack.New(flows); err != nil {
 		return err
 	}
-	if n.Peers, err = tunnel.New(tunnel.Config{Config: pinned, Port: n.cfg.Port, MTU: mtu, IPv6: n.cfg.IPv6Underlay}); err != nil {
+	if n.Peers, err = tunnel.New(tunnel.Config{Config: pinned, Port: n.cfg.Port, MTU: mtu, IPv6: n.cfg.IPv6Underlay, Node: n.Underlay()}); err != nil {
 		return err
 	}
 	n.Datapath, err = programs.Load(programs.Config{Namespace: n.Namespace, Gateways: n.Gateways, Pins: n.Pins},
@@ -158,6 +158,14 @@ func (n *Node) start() (err error) {
 		return err
 	}
 	if err := n.Datapath.AttachOverlay(n.VXLAN); err != nil {
+		return err
+	}
+
+	uplink, err := devices.FindLink(n.Namespace, uplink)
+	if err != nil {
+		return err
+	}
+	if err := n.Datapath.AttachUnderlay(uplink); err != nil {
 		return err
 	}
 

@@ -120,6 +120,14 @@ struct udphdr {
 	__be16 check;
 };
 
+/* RFC 7348 */
+struct vxlanhdr {
+	__be32 flags; /* VXLAN_VNI, and nothing else */
+	__be32 vni;   /* in the upper 24 bits */
+};
+
+#define VXLAN_VNI 0x08000000
+
 /* RFC 9260, the common header and the first chunk. */
 struct sctphdr {
 	__be16 source;

@@ -365,9 +365,9 @@ __global int parse_icmp_error(struct __sk_buff *skb, struct packet *p)
 	return DROP_NONE;
 }
 
-static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p, __u32 l3)
 {
-	struct iphdr *ip = packet_at(skb, ETH_HLEN);
+	struct iphdr *ip = packet_at(skb, l3);
 	__u32 header, total;
 	__u16 frag;
 
@@ -375,7 +375,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 		return DROP_TRUNCATED;
 	header = (__u32)(ip->version_ihl & 0xf) * 4;
 	total = ntohs(ip->tot_len);
-	if (ip->version_ihl >> 4 != 4 || header < sizeof(*ip) || total < header || total > skb->len - ETH_HLEN)
+	if (ip->version_ihl >> 4 != 4 || header < sizeof(*ip) || total < header || total > skb->len - l3)
 		return DROP_BAD_LENGTH;
 
 	address_from_ipv4(&p->tuple.saddr, ip->saddr);
@@ -385,7 +385,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	p->family = 4;
 	p->ttl = ip->ttl;
 	p->l3_len = (__u16)total;
-	p->l4 = (__u16)(ETH_HLEN + header);
+	p->l4 = (__u16)(l3 + header);
 	p->kind = PACKET_PLAIN;
 
 	frag = ntohs(ip->frag_off);
@@ -407,7 +407,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
  * transport's number and place in p. A fragment header may be followed by more
  * headers in the first fragment only.
  */
-__global int parse_ipv6_extensions(struct __sk_buff *skb, struct packet *p)
+__global int parse_ipv6_extensions(struct __sk_buff *skb, struct packet *p, __u32 l3)
 {
 	int fragmented = 0;
 	__u32 at, end;
@@ -415,7 +415,7 @@ __global int parse_ipv6_extensions(struct __sk_buff *skb, struct packet *p)
 	if (!p)
 		return DROP_TRUNCATED;
 	at = p->l4;
-	end = ETH_HLEN + (__u32)p->l3_len;
+	end = l3 + (__u32)p->l3_len;
 	for (int i = 0; i < MAX_IPV6_EXTENSIONS; i++) {
 		struct ipv6_frag ext; /* the longest of those that are looked into */
 		__u32 len;
@@ -473,15 +473,15 @@ static __always_inline int ipv6_is_extension(__u8 nexthdr)
 	       nexthdr == IPPROTO_AH || nexthdr == IPPROTO_DSTOPTS;
 }
 
-static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p, __u32 l3)
 {
-	struct ipv6hdr *ip = packet_at(skb, ETH_HLEN);
+	struct ipv6hdr *ip = packet_at(skb, l3);
 	__u32 total;
 
 	if ((void *)(ip + 1) > packet_end(skb))
 		return DROP_TRUNCATED;
 	total = sizeof(*ip) + (__u32)ntohs(ip->payload_len);
-	if (ip->version_class >> 4 != 6 || total > skb->len - ETH_HLEN)
+	if (ip->version_class >> 4 != 6 || total > skb->len - l3)
 		return DROP_BAD_LENGTH;
 
 	address_from_ipv6(&p->tuple.saddr, ip->saddr);
@@ -494,19 +494,19 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	p->family = 6;
 	p->ttl = ip->hop_limit;
 	p->l3_len = (__u16)total;
-	p->l4 = ETH_HLEN + sizeof(*ip);
+	p->l4 = (__u16)(l3 + sizeof(*ip));
 	p->kind = PACKET_PLAIN;
 	p->dont_fragment = 1;
 
 	if (unlikely(ipv6_is_extension(p->tuple.protocol))) {
-		int err = parse_ipv6_extensions(skb, p);
+		int err = parse_ipv6_extensions(skb, p, l3);
 
 		if (err || p->kind == PACKET_LATER_FRAGMENT)
 			return err;
 		if (p->l4 > PARSE_PULL)
 			return DROP_BAD_EXTENSION;
 	}
-	return parse_transport(skb, p, ETH_HLEN + total - p->l4);
+	return parse_transport(skb, p, l3 + total - p->l4);
 }
 
 static __always_inline int parse_linear(struct __sk_buff *skb, struct packet *p)
@@ -515,9 +515,9 @@ static __always_inline int parse_linear(struct __sk_buff *skb, struct packet *p)
 	if (unlikely(skb->vlan_present))
 		return DROP_VLAN;
 	if (likely(skb->protocol == htons(ETH_P_IP)))
-		return parse_ipv4(skb, p);
+		return parse_ipv4(skb, p, ETH_HLEN);
 	if (likely(skb->protocol == htons(ETH_P_IPV6)))
-		return parse_ipv6(skb, p);
+		return parse_ipv6(skb, p, ETH_HLEN);
 	return DROP_UNKNOWN_L3;
 }
 

@@ -49,6 +49,7 @@ enum program {
 	PROGRAM_TO_ENDPOINT = 2,
 	PROGRAM_FROM_HOST = 3,
 	PROGRAM_FROM_OVERLAY = 4,
+	PROGRAM_FROM_UNDERLAY = 5,
 	PROGRAM_COUNT = 8, /* room for the hooks to come */
 };
 

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package programs_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/godatapath/datapath/internal/packet"
+	"github.com/godatapath/datapath/programs"
+	"github.com/godatapath/datapath/tunnel"
+)
+
+var (
+	ownNode = netip.MustParseAddr("172.16.16.11")
+	uplink  = port{program: "from_underlay", ifindex: netIfindex}
+)
+
+// outer is a frame of the overlay as it comes in at the uplink.
+type outer struct {
+	src, dst netip.Addr
+	port     uint16
+	vni      uint32
+	flags    *uint8
+	checksum *uint16
+	id       uint16
+	more     bool
+}
+
+func (o outer) around(inner []byte) []byte {
+	zero := uint16(0)
+	if o.checksum == nil {
+		o.checksum = &zero
+	}
+	return packet.Build(ether(blueHost, blueMAC), packet.IPv4{Src: o.src, Dst: o.dst, ID: o.id, MoreFragments: o.more},
+		packet.UDP{SrcPort: 50000, DstPort: o.port, Checksum: o.checksum},
+		packet.VXLAN{VNI: o.vni, Flags: o.flags}, packet.Payload(inner))
+}
+
+// The short cut takes what from_overlay would do the same with, and nothing else.
+func TestUnderlayShortCut(t *testing.T) {
+	r := newPacketRig(t, rigConfig{tunnel: tunnel.Config{Node: ownNode}})
+	good := outer{src: redNode, dst: ownNode, port: tunnel.DefaultPort, vni: redIdentity}
+	for _, family := range []struct{ blue, red netip.Addr }{{blue4, red4}, {blue6, red6}} {
+		segment := func(flags uint8) []byte { return tcp(family.red, family.blue, 80, 2000, flags, 1, 2, 3) }
+		left := func(name string, o outer, inner []byte) {
+			t.Helper()
+			frame := o.around(inner)
+			out := r.send(uplink, frame)
+			require.Equal(t, verdictNext, out.verdict, name)
+			require.Equal(t, frame, out.frame, "%s: it is left as it came", name)
+			require.Empty(t, out.counted, name)
+			require.Empty(t, out.flows, name)
+		}
+
+		// A flow that is not known, or not settled, is for the long way.
+		left("unknown flow", good, segment(packet.ACK))
+		r.send(fromBlue, tcp(family.blue, family.red, 2000, 80, packet.SYN))
+		left("reply not judged", good, segment(packet.ACK))
+		r.send(fromRed, segment(packet.SYN|packet.ACK))
+		r.send(fromBlue, tcp(family.blue, family.red, 2000, 80, packet.ACK))
+
+		// What arrives by the short cut is what arrives by the long way.
+		long := r.send(fromRed, segment(packet.ACK))
+		short := r.send(uplink, good.around(segment(packet.ACK)))
+		require.Equal(t, rediret, short.verdict)
+		require.Equal(t, long.frame, short.frame)
+		require.Equal(t, long.sent, short.sent)
+		require.NoError(t, packet.Check(short.frame))
+		require.Equal(t, map[string]uint64{"from underlay: to endpoint": 1}, short.counted)
+		require.Len(t, short.flows, 1)
+		require.Equal(t, rediret, r.send(uplink, good.around(segment(packet.FIN|packet.ACK))).verdict)
+
+		with := func(change func(*outer)) outer { o := good; change(&o); return o }
+		vni, bad := uint8(0), uint16(0x1234)
+		left("SYN", good, segment(packet.SYN))
+		left("another identity", with(func(o *outer) { o.vni++ }), segment(packet.ACK))
+		left("another node", with(func(o *outer) { o.src = strangerNode }), segment(packet.ACK))
+		left("to another node", with(func(o *outer) { o.dst = strangerNode }), segment(packet.ACK))
+		left("another port", with(func(o *outer) { o.port++ }), segment(packet.ACK))
+		left("no VNI", with(func(o *outer) { o.flags = &vni }), segment(packet.ACK))
+		left("a checksum to verify", with(func(o *outer) { o.checksum = &bad }), segment(packet.ACK))
+		left("a fragment", with(func(o *outer) { o.more = true }), segment(packet.ACK))
+		expired := packet.Build(ether(blueHost, blueMAC), ip(family.red, family.blue, 1), packet.TCP{SrcPort: 80, DstPort: 2000, Flags: packet.ACK})
+		left("TTL 1", good, expired)
+		aggregate := uplink
+		aggregate.gso = 40
+		out := r.send(aggregate, good.around(segment(packet.ACK)))
+		require.Equal(t, verdictNext, out.verdict, "segments are for the kernel")
+
+		// Cut at every length: left alone, or not of this flow.
+		whole := good.around(segment(packet.ACK))
+		for n := 14 + 40; n < len(whole); n++ {
+			require.Equal(t, verdictNext, r.inject(uplink, whole[:n]).verdict, "%d bytes", n)
+		}
+
+		// A change of any table: the next packet goes the long way and is judged.
+		require.NoError(t, r.dp.Bump())
+		left("another epoch", good, segment(packet.ACK))
+	}
+}
+
+func TestAttachUnderlayNeedsTheNode(t *testing.T) {
+	r := newRig(t, rigConfig{})
+	require.ErrorContains(t, r.dp.AttachUnderlay(link{1}), "tunnel.Config.Node")
+
+	r = newRig(t, rigConfig{tunnel: tunnel.Config{Node: ownNode}})
+	require.NoError(t, r.dp.AttachUnderlay(link{1}))
+	require.NoError(t, r.dp.AttachUnderlay(link{1}))
+	hooks, err := programs.Hooks(r.ns, 1)
+	require.NoError(t, err)
+	require.Len(t, hooks[0].Programs, 1)
+	require.Equal(t, "from_underlay", hooks[0].Programs[0].Name)
+	require.NoError(t, r.dp.DetachUnderlay(link{1}))
+	require.NoError(t, r.dp.DetachUnderlay(link{1}))
+}
