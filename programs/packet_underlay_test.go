@@ -27,6 +27,7 @@ type outer struct {
 	checksum *uint16
 	id       uint16
 	more     bool
+	tos      uint8
 }
 
 func (o outer) around(inner []byte) []byte {
@@ -34,7 +35,7 @@ func (o outer) around(inner []byte) []byte {
 	if o.checksum == nil {
 		o.checksum = &zero
 	}
-	return packet.Build(ether(blueHost, blueMAC), packet.IPv4{Src: o.src, Dst: o.dst, ID: o.id, MoreFragments: o.more},
+	return packet.Build(ether(blueHost, blueMAC), packet.IPv4{Src: o.src, Dst: o.dst, ID: o.id, MoreFragments: o.more, TOS: o.tos},
 		packet.UDP{SrcPort: 50000, DstPort: o.port, Checksum: o.checksum},
 		packet.VXLAN{VNI: o.vni, Flags: o.flags}, packet.Payload(inner))
 }
@@ -82,6 +83,8 @@ func TestUnderlayShortCut(t *testing.T) {
 		left("another port", with(func(o *outer) { o.port++ }), segment(packet.ACK))
 		left("no VNI", with(func(o *outer) { o.flags = &vni }), segment(packet.ACK))
 		left("a checksum to verify", with(func(o *outer) { o.checksum = &bad }), segment(packet.ACK))
+		left("congestion", with(func(o *outer) { o.tos = 3 }), segment(packet.ACK))
+		require.Equal(t, rediret, r.send(uplink, with(func(o *outer) { o.tos = 2 }).around(segment(packet.ACK))).verdict)
 		left("a fragment", with(func(o *outer) { o.more = true }), segment(packet.ACK))
 		expired := packet.Build(ether(blueHost, blueMAC), ip(family.red, family.blue, 1), packet.TCP{SrcPort: 80, DstPort: 2000, Flags: packet.ACK})
 		left("TTL 1", good, expired)

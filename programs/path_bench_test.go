@@ -13,7 +13,9 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/stretchr/testify/require"
 
+	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/internal/packet"
+	"github.com/godatapath/datapath/tunnel"
 )
 
 // The unit of the fast path: L is what one look-up in a hash table with a
@@ -33,7 +35,7 @@ type runner struct {
 	frame []byte
 	base  string // what to subtract: another runner
 	limit float64
-	best  []float64
+	times []float64
 }
 
 func (r *rig) measure(b *testing.B, all []*runner) map[string]float64 {
@@ -46,16 +48,26 @@ func (r *rig) measure(b *testing.B, all []*runner) map[string]float64 {
 				if err != nil {
 					return fmt.Errorf("%s: %w", x.name, err)
 				}
-				x.best = append(x.best, ns)
+				x.times = append(x.times, ns)
 			}
 		}
 		return nil
 	}))
 	for _, x := range all {
-		slices.Sort(x.best)
-		out[x.name] = x.best[len(x.best)/2]
+		out[x.name] = middle(x.times)
 	}
 	return out
+}
+
+// middle is the mean of the middle half: the kernel answers in whole nanoseconds,
+// too coarse for a median, and those at the ends have met somebody else's work.
+func middle(all []float64) float64 {
+	slices.Sort(all)
+	half, sum := all[len(all)/4:len(all)-len(all)/4], 0.0
+	for _, v := range half {
+		sum += v
+	}
+	return sum / float64(len(half))
 }
 
 func timed(p *ebpf.Program, frame []byte) (float64, error) {
@@ -65,7 +77,7 @@ func timed(p *ebpf.Program, frame []byte) (float64, error) {
 
 // BenchmarkPath prints what each path costs, in nanoseconds and in L.
 func BenchmarkPath(b *testing.B) {
-	r := newRig(b, rigConfig{})
+	r := newPacketRig(b, rigConfig{flows: conntrack.Config{Flows: conntrack.DefaultFlows}, tunnel: tunnel.Config{Node: ownNode}})
 	long := func(frame []byte) []byte {
 		f := slices.Clone(frame)
 		d, err := packet.Decode(f)
@@ -87,9 +99,6 @@ func BenchmarkPath(b *testing.B) {
 		}
 		return packet.Build(layers...)
 	}
-	establish := func(src, dst [2]any) {}
-	_ = establish
-
 	// Established TCP: SYN, SYN-ACK and ACK have been through.
 	empty := program(b, "empty", asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()})
 	lookup := lookupProgram(b)
@@ -103,10 +112,19 @@ func BenchmarkPath(b *testing.B) {
 	overlay := r.overlayProgram(redNode, redIdentity, r.dp.Program("from_overlay"))
 	overlayEmpty := r.overlayProgram(redNode, redIdentity, empty)
 
+	outside := outer{src: redNode, dst: ownNode, port: tunnel.DefaultPort, vni: redIdentity}.around(nil)
+	underlay := r.wrapProgram(outside, r.dp.Program("from_underlay"))
+	// The packet must be as before for the next run, so the headers come off without us too.
+	strip := r.wrapProgram(outside, program(b, "strip", asm.Instructions{
+		asm.Mov.Imm(asm.R2, -int32(len(outside))), asm.Mov.Imm(asm.R3, 1), asm.Mov.Imm(asm.R4, 1<<7), // BPF_F_ADJ_ROOM_DECAP_L3_IPV4
+		asm.FnSkbAdjustRoom.Call(), asm.Mov.Imm(asm.R0, 0), asm.Return(),
+	}))
+
 	all := []*runner{
 		{name: "empty", prog: empty, frame: ack(tcp(blue4, green4, 1, 2, packet.ACK))},
 		{name: "look-up", prog: lookup, frame: ack(tcp(blue4, green4, 1, 2, packet.ACK)), base: "empty"},
 		{name: "overlay empty", prog: overlayEmpty, frame: ack(tcp(blue4, green4, 1, 2, packet.ACK))},
+		{name: "headers off", prog: strip, frame: ack(tcp(blue4, green4, 1, 2, packet.ACK))},
 	}
 	for _, f := range []string{"IPv4", "IPv6"} {
 		blue, green, red := blue4, green4, red4
@@ -123,17 +141,28 @@ func BenchmarkPath(b *testing.B) {
 				return r.fromOverlay(redNode, redIdentity, tcp(red, blue, 80, 2000, flags))
 			},
 		)
+		// The short cut wants to know that the flow comes from the overlay device.
+		r.inject(fromBlue, tcp(blue, red, 3000, 80, packet.SYN))
+		r.inject(fromRed, tcp(red, blue, 80, 3000, packet.SYN|packet.ACK))
+		r.inject(fromBlue, tcp(blue, red, 3000, 80, packet.ACK))
+		r.inject(fromRed, tcp(red, blue, 80, 3000, packet.ACK))
 		all = append(all,
 			&runner{name: f + " from_endpoint to endpoint", prog: r.dp.Program("from_endpoint"), frame: ack(tcp(blue, green, 1000, 80, packet.ACK)), base: "empty", limit: 3},
 			&runner{name: f + " from_endpoint to overlay", prog: r.dp.Program("from_endpoint"), frame: ack(tcp(blue, red, 2000, 80, packet.ACK)), base: "empty", limit: 5},
 			&runner{name: f + " from_overlay to endpoint", prog: overlay, frame: ack(tcp(red, blue, 80, 2000, packet.ACK)), base: "overlay empty", limit: 4},
 		)
+		if f == "IPv4" { // a test run can not be told that IPv4 is around IPv6
+			all = append(all, &runner{name: f + " from_underlay to endpoint", prog: underlay, frame: ack(tcp(red, blue, 80, 3000, packet.ACK)), base: "headers off"})
+		}
 	}
 	for _, x := range all {
-		verdict, _ := r.runProgram(x.prog, x.frame)
-		if x.limit > 0 {
-			require.Equal(b, 7, verdict, "%s must redirect", x.name)
-		}
+		require.NoError(b, r.ns.Do(func() error {
+			verdict, _, err := x.prog.Benchmark(x.frame, repeat, nil)
+			if err == nil && x.base != "" && x.prog != lookup && verdict != rediret {
+				err = fmt.Errorf("%s: verdict %d after %d runs, it must redirect", x.name, int32(verdict), repeat)
+			}
+			return err
+		}))
 	}
 	for b.Loop() {
 		ns := r.measure(b, all)
@@ -152,6 +181,39 @@ func BenchmarkPath(b *testing.B) {
 			fmt.Fprintf(os.Stdout, "%-32s %8.1f %8.1f %6.2f %6s\n", x.name, ns[x.name], net, net/l, target)
 		}
 	}
+}
+
+// wrapProgram makes a program that puts outer headers, up to the inner Ethernet
+// header, in front of the packet and runs another one.
+func (r *rig) wrapProgram(outer []byte, next *ebpf.Program) *ebpf.Program {
+	r.t.Helper()
+	jump, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	require.NoError(r.t, err)
+	r.owner.Cleanup(func() { jump.Close() })
+	require.NoError(r.t, jump.Put(uint32(0), next))
+	size := int32(len(outer) + 14)
+	headers, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: uint32(size), MaxEntries: 1})
+	require.NoError(r.t, err)
+	r.owner.Cleanup(func() { headers.Close() })
+	require.NoError(r.t, headers.Put(uint32(0), append(slices.Clone(outer), make([]byte, 14)...)))
+	// The type of the inner frame is in the packet; the rest of its Ethernet header nobody reads.
+	return program(r.t, "wrap", asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.Mov.Imm(asm.R2, 12), asm.Mov.Reg(asm.R3, asm.R10), asm.Add.Imm(asm.R3, -8), asm.Mov.Imm(asm.R4, 2),
+		asm.FnSkbLoadBytes.Call(),
+		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.Mov.Imm(asm.R2, size-14), asm.Mov.Imm(asm.R3, 1), asm.Mov.Imm(asm.R4, 0),
+		asm.FnSkbAdjustRoom.Call(),
+		asm.LoadMapValue(asm.R3, headers.FD(), 0),
+		asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, 0), asm.Mov.Imm(asm.R4, size), asm.Mov.Imm(asm.R5, 0),
+		asm.FnSkbStoreBytes.Call(),
+		asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, size-2), asm.Mov.Reg(asm.R3, asm.R10), asm.Add.Imm(asm.R3, -8),
+		asm.Mov.Imm(asm.R4, 2), asm.Mov.Imm(asm.R5, 0),
+		asm.FnSkbStoreBytes.Call(),
+		asm.Mov.Reg(asm.R1, asm.R6), asm.LoadMapPtr(asm.R2, jump.FD()), asm.Mov.Imm(asm.R3, 0),
+		asm.FnTailCall.Call(),
+		asm.Mov.Imm(asm.R0, 99), asm.Return(),
+	})
 }
 
 func program(t testing.TB, name string, insns asm.Instructions) *ebpf.Program {

@@ -19,6 +19,7 @@ const (
 	ExpireMapEndpointAttached   = "endpoint_attached"
 	ExpireMapEndpointByAddr     = "endpoint_by_addr"
 	ExpireMapEndpointByIfindex  = "endpoint_by_ifindex"
+	ExpireMapFlowDrafts         = "flow_drafts"
 	ExpireMapFlowEvents         = "flow_events"
 	ExpireMapFlowRing           = "flow_ring"
 	ExpireMapFlows              = "flows"
@@ -95,6 +96,7 @@ type ExpireMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
@@ -147,6 +149,7 @@ type ExpireMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
@@ -160,6 +163,7 @@ func (m *ExpireMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
+		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,

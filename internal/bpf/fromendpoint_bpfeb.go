@@ -19,10 +19,12 @@ const (
 	FromEndpointMapEndpointAttached   = "endpoint_attached"
 	FromEndpointMapEndpointByAddr     = "endpoint_by_addr"
 	FromEndpointMapEndpointByIfindex  = "endpoint_by_ifindex"
+	FromEndpointMapFlowDrafts         = "flow_drafts"
 	FromEndpointMapFlowEvents         = "flow_events"
 	FromEndpointMapFlowRing           = "flow_ring"
 	FromEndpointMapFlows              = "flows"
 	FromEndpointMapFragmentsSeen      = "fragments_seen"
+	FromEndpointMapIcmpQuotes         = "icmp_quotes"
 	FromEndpointMapMetrics            = "metrics"
 	FromEndpointMapPeers              = "peers"
 	FromEndpointProgFromEndpoint      = "from_endpoint"
@@ -95,10 +97,12 @@ type FromEndpointMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
+	IcmpQuotes        *ebpf.MapSpec `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 }
@@ -147,10 +151,12 @@ type FromEndpointMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
+	IcmpQuotes        *ebpf.Map `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 }
@@ -160,10 +166,12 @@ func (m *FromEndpointMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
+		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
+		m.IcmpQuotes,
 		m.Metrics,
 		m.Peers,
 	)

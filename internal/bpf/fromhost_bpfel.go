@@ -19,10 +19,12 @@ const (
 	FromHostMapEndpointAttached   = "endpoint_attached"
 	FromHostMapEndpointByAddr     = "endpoint_by_addr"
 	FromHostMapEndpointByIfindex  = "endpoint_by_ifindex"
+	FromHostMapFlowDrafts         = "flow_drafts"
 	FromHostMapFlowEvents         = "flow_events"
 	FromHostMapFlowRing           = "flow_ring"
 	FromHostMapFlows              = "flows"
 	FromHostMapFragmentsSeen      = "fragments_seen"
+	FromHostMapIcmpQuotes         = "icmp_quotes"
 	FromHostMapMetrics            = "metrics"
 	FromHostMapPeers              = "peers"
 	FromHostProgFromHost          = "from_host"
@@ -95,10 +97,12 @@ type FromHostMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
+	IcmpQuotes        *ebpf.MapSpec `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 }
@@ -147,10 +151,12 @@ type FromHostMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
+	IcmpQuotes        *ebpf.Map `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 }
@@ -160,10 +166,12 @@ func (m *FromHostMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
+		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
+		m.IcmpQuotes,
 		m.Metrics,
 		m.Peers,
 	)

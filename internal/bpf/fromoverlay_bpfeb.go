@@ -19,10 +19,12 @@ const (
 	FromOverlayMapEndpointAttached   = "endpoint_attached"
 	FromOverlayMapEndpointByAddr     = "endpoint_by_addr"
 	FromOverlayMapEndpointByIfindex  = "endpoint_by_ifindex"
+	FromOverlayMapFlowDrafts         = "flow_drafts"
 	FromOverlayMapFlowEvents         = "flow_events"
 	FromOverlayMapFlowRing           = "flow_ring"
 	FromOverlayMapFlows              = "flows"
 	FromOverlayMapFragmentsSeen      = "fragments_seen"
+	FromOverlayMapIcmpQuotes         = "icmp_quotes"
 	FromOverlayMapMetrics            = "metrics"
 	FromOverlayMapPeers              = "peers"
 	FromOverlayProgFromOverlay       = "from_overlay"
@@ -95,10 +97,12 @@ type FromOverlayMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
+	IcmpQuotes        *ebpf.MapSpec `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 }
@@ -147,10 +151,12 @@ type FromOverlayMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
+	IcmpQuotes        *ebpf.Map `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 }
@@ -160,10 +166,12 @@ func (m *FromOverlayMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
+		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
+		m.IcmpQuotes,
 		m.Metrics,
 		m.Peers,
 	)

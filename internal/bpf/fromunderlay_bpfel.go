@@ -19,6 +19,7 @@ const (
 	FromUnderlayMapEndpointAttached   = "endpoint_attached"
 	FromUnderlayMapEndpointByAddr     = "endpoint_by_addr"
 	FromUnderlayMapEndpointByIfindex  = "endpoint_by_ifindex"
+	FromUnderlayMapFlowDrafts         = "flow_drafts"
 	FromUnderlayMapFlowEvents         = "flow_events"
 	FromUnderlayMapFlowRing           = "flow_ring"
 	FromUnderlayMapFlows              = "flows"
@@ -95,6 +96,7 @@ type FromUnderlayMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
@@ -147,6 +149,7 @@ type FromUnderlayMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
@@ -160,6 +163,7 @@ func (m *FromUnderlayMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
+		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,

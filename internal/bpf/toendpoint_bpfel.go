@@ -19,10 +19,12 @@ const (
 	ToEndpointMapEndpointAttached   = "endpoint_attached"
 	ToEndpointMapEndpointByAddr     = "endpoint_by_addr"
 	ToEndpointMapEndpointByIfindex  = "endpoint_by_ifindex"
+	ToEndpointMapFlowDrafts         = "flow_drafts"
 	ToEndpointMapFlowEvents         = "flow_events"
 	ToEndpointMapFlowRing           = "flow_ring"
 	ToEndpointMapFlows              = "flows"
 	ToEndpointMapFragmentsSeen      = "fragments_seen"
+	ToEndpointMapIcmpQuotes         = "icmp_quotes"
 	ToEndpointMapMetrics            = "metrics"
 	ToEndpointMapPeers              = "peers"
 	ToEndpointProgToEndpoint        = "to_endpoint"
@@ -95,10 +97,12 @@ type ToEndpointMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
+	IcmpQuotes        *ebpf.MapSpec `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 }
@@ -147,10 +151,12 @@ type ToEndpointMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
+	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
+	IcmpQuotes        *ebpf.Map `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 }
@@ -160,10 +166,12 @@ func (m *ToEndpointMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
+		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
+		m.IcmpQuotes,
 		m.Metrics,
 		m.Peers,
 	)

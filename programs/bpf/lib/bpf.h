@@ -135,8 +135,9 @@ struct __sk_buff {
 };
 
 /*
- * The outer header of a tunnel device. The kernel's struct is longer since
- * 5.19; this prefix of it is understood by every kernel.
+ * The outer header of a tunnel device, whole: the kernel takes any prefix of it
+ * that was its struct once, but copies that into the whole one first, which
+ * costs as much as a look-up in a table. The local address is in it since 6.0.
  */
 struct bpf_tunnel_key {
 	__u32 tunnel_id;
@@ -148,8 +149,12 @@ struct bpf_tunnel_key {
 	__u8 tunnel_ttl;
 	__u16 tunnel_ext;
 	__u32 tunnel_label;
+	union {
+		__u32 local_ipv4; /* host byte order */
+		__be32 local_ipv6[4];
+	};
 };
-_Static_assert(sizeof(struct bpf_tunnel_key) == 28, "prefix up to local_ipv4");
+_Static_assert(sizeof(struct bpf_tunnel_key) == 44, "the kernel's struct since 6.0");
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;

@@ -12,6 +12,13 @@
 #include "tables.h"
 #include "types.h"
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct flow);
+	__uint(max_entries, 1);
+} flow_drafts SEC(".maps");
+
 static __always_inline struct flow *flow_lookup(const struct tuple *t)
 {
 	return bpf_map_lookup_elem(&flows, t);
@@ -152,6 +159,17 @@ static __always_inline struct flow *flow_claim_orphan(const struct tuple *t)
 	return NULL;
 }
 
+/* An empty flow to be filled in: too large for the stack. One packet at a time on each CPU. */
+static __always_inline struct flow *flow_draft(void)
+{
+	__u32 zero = 0;
+	struct flow *f = bpf_map_lookup_elem(&flow_drafts, &zero);
+
+	if (f)
+		__builtin_memset(f, 0, sizeof(*f));
+	return f;
+}
+
 /*
  * Remembers a flow with the verdict for the packet's direction. The reply's
  * entry is empty: its first packet is judged where it arrives. A table that is
@@ -164,24 +182,24 @@ static __always_inline struct flow *flow_claim_orphan(const struct tuple *t)
  */
 __global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict *v)
 {
-	struct flow f = {};
+	struct flow *f = flow_draft();
 	struct tuple reply;
 	struct flow *other;
 	int fresh;
 	long err;
 
-	if (!p || !v)
+	if (!p || !v || !f)
 		return 0;
 	tuple_reverse(&p->tuple, &reply);
-	f.last_seen = (__u32)bpf_jiffies64();
-	f.created = f.last_seen;
-	f.peer = p->tuple;
-	f.flags = FLOW_REPLY;
-	err = bpf_map_update_elem(&flows, &reply, &f, BPF_NOEXIST);
+	f->last_seen = (__u32)bpf_jiffies64();
+	f->created = f->last_seen;
+	f->peer = p->tuple;
+	f->flags = FLOW_REPLY;
+	err = bpf_map_update_elem(&flows, &reply, f, BPF_NOEXIST);
 	if (err == -EEXIST && flow_is_orphan(&reply, &p->tuple)) {
 		if (!flow_claim_orphan(&reply))
 			return 0; /* about to be deleted: the next packet finds its place free */
-		err = bpf_map_update_elem(&flows, &reply, &f, BPF_ANY);
+		err = bpf_map_update_elem(&flows, &reply, f, BPF_ANY);
 	}
 	if (err && err != -EEXIST) {
 		flow_count_failure(err);
@@ -189,30 +207,30 @@ __global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict
 	}
 	fresh = !err;
 
-	f.peer = reply;
-	f.flags = 0;
-	f.stage = FLOW_NEW;
-	f.seen = seen_of(p->tcp_flags);
-	f.packets = 1;
-	f.bytes = skb->len;
-	f.verdict = *v;
-	f.judged = node.epoch;
-	f.epoch = fresh ? f.judged : 0;
-	f.slot = flow_take_slot(&p->tuple, &reply);
-	err = bpf_map_update_elem(&flows, &p->tuple, &f, BPF_NOEXIST);
-	if (err == -EEXIST && flow_is_orphan(&p->tuple, &f.peer) && flow_claim_orphan(&p->tuple)) {
-		f.epoch = 0;
-		err = bpf_map_update_elem(&flows, &p->tuple, &f, BPF_ANY);
+	f->peer = reply;
+	f->flags = 0;
+	f->stage = FLOW_NEW;
+	f->seen = seen_of(p->tcp_flags);
+	f->packets = 1;
+	f->bytes = skb->len;
+	f->verdict = *v;
+	f->judged = node.epoch;
+	f->epoch = fresh ? f->judged : 0;
+	f->slot = flow_take_slot(&p->tuple, &reply);
+	err = bpf_map_update_elem(&flows, &p->tuple, f, BPF_NOEXIST);
+	if (err == -EEXIST && flow_is_orphan(&p->tuple, &f->peer) && flow_claim_orphan(&p->tuple)) {
+		f->epoch = 0;
+		err = bpf_map_update_elem(&flows, &p->tuple, f, BPF_ANY);
 	}
 	if (!err) {
 		flow_count(FLOW_CREATED);
-		other = f.epoch ? NULL : flow_lookup(&f.peer);
+		other = f->epoch ? NULL : flow_lookup(&f->peer);
 		if (other)
 			__sync_lock_test_and_set(&other->epoch, 0);
 	} else if (err != -EEXIST) { /* EEXIST: another CPU was first */
 		flow_count_failure(err);
 		if (fresh)
-			bpf_map_delete_elem(&flows, &f.peer);
+			bpf_map_delete_elem(&flows, &f->peer);
 	}
 	return 0;
 }

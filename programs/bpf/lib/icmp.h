@@ -12,8 +12,36 @@
 #include "parse.h"
 #include "types.h"
 
-/* Headers and the first eight bytes behind them; more is cut. */
-#define ICMP_QUOTE_MAX 96
+/*
+ * Headers and the first eight bytes behind them, where the sender finds its
+ * ports. As long as the longest headers that are accepted, which is too much
+ * for the stack.
+ */
+#define ICMP_QUOTE_MAX (PARSE_PULL + 8)
+
+struct icmp_quote {
+	__u8 bytes[ICMP_QUOTE_MAX];
+};
+
+/* One packet at a time on each CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct icmp_quote);
+	__uint(max_entries, 1);
+} icmp_quotes SEC(".maps");
+
+/* The len first bytes of the packet's IP header and what follows, zeros behind them. */
+static __always_inline __u8 *icmp_quote(struct __sk_buff *skb, __u32 len)
+{
+	__u32 zero = 0;
+	struct icmp_quote *q = bpf_map_lookup_elem(&icmp_quotes, &zero);
+
+	if (!q || len > sizeof(q->bytes))
+		return NULL;
+	__builtin_memset(q->bytes, 0, sizeof(q->bytes));
+	return bpf_skb_load_bytes(skb, ETH_HLEN, q->bytes, len) ? NULL : q->bytes;
+}
 
 struct icmp_error4 {
 	struct ethhdr eth;
@@ -61,9 +89,9 @@ static __always_inline int icmp_resize(struct __sk_buff *skb, const struct packe
 __global int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
 {
 	struct address gateway = config_address(&gateway_ipv4);
-	__u8 quote[ICMP_QUOTE_MAX] = {};
 	struct icmp_error4 h = {};
 	struct ethhdr eth;
+	__u8 *quote;
 	__u32 len;
 
 	if (!p || address_is_zero(&gateway))
@@ -71,7 +99,8 @@ __global int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 type, __u
 	len = (__u32)p->l4 - ETH_HLEN + 8;
 	if (len < 28 || len > 68)
 		return DROP_BAD_LENGTH;
-	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, quote, len))
+	quote = icmp_quote(skb, len);
+	if (!quote || bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
 		return DROP_TRUNCATED;
 
 	__builtin_memcpy(h.eth.dst, eth.src, ETH_ALEN);
@@ -88,7 +117,7 @@ __global int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 type, __u
 	h.icmp.type = type;
 	h.icmp.code = code;
 	h.icmp.seq = htons(mtu);
-	h.icmp.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, quote, sizeof(quote),
+	h.icmp.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, quote, ICMP_QUOTE_MAX,
 						      (__u32)bpf_csum_diff(NULL, 0, &h.icmp, sizeof(h.icmp), 0)));
 
 	if (icmp_resize(skb, p, sizeof(h) + len) || bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) ||
@@ -100,9 +129,9 @@ __global int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 type, __u
 __global int icmp_error6(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
 {
 	struct address gateway = config_address(&gateway_ipv6);
-	__u8 quote[ICMP_QUOTE_MAX] = {};
 	struct icmp_error6 h = {};
 	struct ethhdr eth;
+	__u8 *quote;
 	__u32 len;
 	struct {
 		__be32 len;
@@ -113,11 +142,10 @@ __global int icmp_error6(struct __sk_buff *skb, struct packet *p, __u8 type, __u
 	if (!p || address_is_zero(&gateway))
 		return DROP_REWRITE_FAILED;
 	len = (__u32)p->l4 - ETH_HLEN + 8;
-	if (len < 48)
+	if (len < 48 || len > ICMP_QUOTE_MAX)
 		return DROP_BAD_LENGTH;
-	if (len > ICMP_QUOTE_MAX)
-		len = ICMP_QUOTE_MAX;
-	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, quote, len))
+	quote = icmp_quote(skb, len);
+	if (!quote || bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
 		return DROP_TRUNCATED;
 
 	__builtin_memcpy(h.eth.dst, eth.src, ETH_ALEN);
@@ -139,7 +167,7 @@ __global int icmp_error6(struct __sk_buff *skb, struct packet *p, __u8 type, __u
 	sum = (__u32)bpf_csum_diff(NULL, 0, &h.ip.saddr, 32, 0);
 	sum = (__u32)bpf_csum_diff(NULL, 0, &pseudo, sizeof(pseudo), sum);
 	sum = (__u32)bpf_csum_diff(NULL, 0, &h.icmp, sizeof(h.icmp), sum);
-	h.icmp.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, quote, sizeof(quote), sum));
+	h.icmp.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, quote, ICMP_QUOTE_MAX, sum));
 
 	if (icmp_resize(skb, p, sizeof(h) + len) || bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) ||
 	    bpf_skb_store_bytes(skb, sizeof(h), quote, len, 0))

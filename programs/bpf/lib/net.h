@@ -69,6 +69,10 @@ struct iphdr {
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 
+/* RFC 3168: both bits of the ECN field are set on a packet that has met congestion. */
+#define IP_ECN_MASK 0x03
+#define IPV6_ECN_MASK 0x30 /* in class_flow[0] */
+
 /* RFC 8200 */
 struct ipv6hdr {
 	__u8 version_class;

@@ -41,7 +41,8 @@ static __always_inline __u32 overlay_headers(void)
 
 /*
  * Reads the outer headers in place. Answers 0 for all that is not a plain
- * packet of our overlay to this node: that is for the kernel to look at.
+ * packet of our overlay to this node: that is for the kernel to look at. So is
+ * one that has met congestion, which must be told inside (RFC 6040).
  */
 static __always_inline int overlay_read(const struct __sk_buff *skb, struct sender *from)
 {
@@ -55,7 +56,7 @@ static __always_inline int overlay_read(const struct __sk_buff *skb, struct send
 		struct ipv6hdr *ip = packet_at(skb, ETH_HLEN);
 
 		if (skb->protocol != htons(ETH_P_IPV6) || ip->nexthdr != IPPROTO_UDP ||
-		    (__u32)ntohs(ip->payload_len) + ETH_HLEN + sizeof(*ip) > skb->len)
+		    (ip->class_flow[0] & IPV6_ECN_MASK) == IPV6_ECN_MASK || (__u32)ntohs(ip->payload_len) + ETH_HLEN + sizeof(*ip) > skb->len)
 			return 0;
 		address_from_ipv6(&to, ip->daddr);
 		address_from_ipv6(&from->node, ip->saddr);
@@ -63,7 +64,7 @@ static __always_inline int overlay_read(const struct __sk_buff *skb, struct send
 		struct iphdr *ip = packet_at(skb, ETH_HLEN);
 
 		if (skb->protocol != htons(ETH_P_IP) || ip->version_ihl != 0x45 || ip->protocol != IPPROTO_UDP ||
-		    (ip->frag_off & htons(IP_MF | IP_OFFSET)) || (__u32)ntohs(ip->tot_len) + ETH_HLEN > skb->len)
+		    (ip->tos & IP_ECN_MASK) == IP_ECN_MASK || (ip->frag_off & htons(IP_MF | IP_OFFSET)) || (__u32)ntohs(ip->tot_len) + ETH_HLEN > skb->len)
 			return 0;
 		address_from_ipv4(&to, ip->daddr);
 		address_from_ipv4(&from->node, ip->saddr);
