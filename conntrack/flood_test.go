@@ -3,6 +3,7 @@
 package conntrack
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -20,6 +21,24 @@ import (
 // A million openings that nobody goes on with push out one another, and nothing
 // that is established; the table never has more of them than its budget.
 func TestFloodTouchesNothingEstablished(t *testing.T) {
+	// The endpoint's own address, so that the source check lets it through, and
+	// a new port and destination in the world each time.
+	t.Run("from an endpoint", func(t *testing.T) {
+		flood(t, "from_endpoint", 33, func(r *rig, i int) (src, dst netip.Addr) {
+			return r.blue, netip.AddrFrom4([4]byte{198, 18, byte(i), 0})
+		})
+	})
+	// Another node forges all the sources that it may have.
+	t.Run("from the overlay", func(t *testing.T) {
+		flood(t, "from_overlay", 29, func(r *rig, i int) (src, dst netip.Addr) {
+			return netip.AddrFrom4([4]byte{10, 245, byte(i), 0}), r.blue
+		})
+	})
+}
+
+// flood sends it into a program. The byte of the frame at counted and the source
+// port are another for each packet, and the rest of the addresses for each sender.
+func flood(t *testing.T, program string, counted int32, addrs func(r *rig, sender int) (src, dst netip.Addr)) {
 	const established, syns, datagrams, senders = 1000, 1_000_000, 100_000, 2
 	r := newRig(t, Config{Flows: 65536, Unconfirmed: 16384})
 	toGreen := func(i int) Tuple {
@@ -56,11 +75,9 @@ func TestFloodTouchesNothingEstablished(t *testing.T) {
 		known[f.Original] = f
 	}
 
-	// The endpoint's own address, so that the source check lets it through, and
-	// a new port and destination in the world each time.
 	start := time.Now()
 	var wg sync.WaitGroup
-	floods := [senders]*numbering{r.numbering(), r.numbering()}
+	floods := [senders]*numbering{r.numbering(program, counted), r.numbering(program, counted)}
 	for _, protocol := range []Protocol{TCP, UDP} {
 		until := uint32(syns / senders)
 		if protocol == UDP {
@@ -71,8 +88,8 @@ func TestFloodTouchesNothingEstablished(t *testing.T) {
 				assert.NoError(t, r.ns.Do(func() error {
 					by := r.from(r.blueDevice)
 					by.program, by.opts.Repeat = flood.program, 1000
-					to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i), 0}), 80)
-					frame := r.frame(Tuple{Src: netip.AddrPortFrom(r.blue, 1), Dst: to, Protocol: protocol}, packet.SYN)
+					src, dst := addrs(r, i)
+					frame := r.frame(Tuple{Src: netip.AddrPortFrom(src, 1), Dst: netip.AddrPortFrom(dst, 80), Protocol: protocol}, packet.SYN)
 					for {
 						if n, err := flood.sent(); err != nil || n >= until {
 							return err
@@ -139,8 +156,8 @@ func TestFloodTouchesNothingEstablished(t *testing.T) {
 }
 
 // numbering is a program that gives each packet of a run another source port and
-// destination, and its full TTL again, before from_endpoint gets it. It is for
-// one goroutine.
+// address, its full TTL again, and an outer header of the peer of the rig, before
+// the next program gets it. It is for one goroutine.
 type numbering struct {
 	program *ebpf.Program
 	counter *ebpf.Map
@@ -151,7 +168,7 @@ func (n *numbering) sent() (count uint32, err error) {
 	return count, err
 }
 
-func (r *rig) numbering() *numbering {
+func (r *rig) numbering(program string, counted int32) *numbering {
 	r.t.Helper()
 	n := new(numbering)
 	var err error
@@ -161,7 +178,7 @@ func (r *rig) numbering() *numbering {
 	next, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 	require.NoError(r.t, err)
 	r.t.Cleanup(func() { next.Close() })
-	require.NoError(r.t, next.Put(uint32(0), r.program))
+	require.NoError(r.t, next.Put(uint32(0), r.dp.Program(program)))
 	store := func(offset int32, stack int32, size int32) asm.Instructions {
 		return asm.Instructions{
 			asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, offset), asm.Mov.Reg(asm.R3, asm.R10), asm.Add.Imm(asm.R3, stack),
@@ -178,12 +195,20 @@ func (r *rig) numbering() *numbering {
 		asm.StoreImm(asm.R10, -8, 64, asm.Byte),      // TTL
 		asm.StoreMem(asm.R10, -12, asm.R7, asm.Half), // source port
 		asm.RSh.Imm(asm.R7, 16),
-		asm.StoreMem(asm.R10, -16, asm.R7, asm.Byte), // last byte of the destination
+		asm.StoreMem(asm.R10, -16, asm.R7, asm.Byte), // last byte of an address
 	}
 	insns = append(insns, store(22, -8, 1)...)
 	insns = append(insns, store(34, -12, 2)...)
-	insns = append(insns, store(33, -16, 1)...)
+	insns = append(insns, store(counted, -16, 1)...)
+	// struct bpf_tunnel_key: the kernel tells the sender from the local address.
+	for off := int16(-64); off < -20; off += 4 {
+		insns = append(insns, asm.StoreImm(asm.R10, off, 0, asm.Word))
+	}
 	insns = append(insns,
+		asm.StoreImm(asm.R10, -64, 300, asm.Word),
+		asm.StoreImm(asm.R10, -64+28, int64(int32(binary.BigEndian.Uint32(redNode.AsSlice()))), asm.Word),
+		asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Reg(asm.R2, asm.R10), asm.Add.Imm(asm.R2, -64),
+		asm.Mov.Imm(asm.R3, 44), asm.Mov.Imm(asm.R4, 0), asm.FnSkbSetTunnelKey.Call(),
 		asm.Mov.Reg(asm.R1, asm.R6), asm.LoadMapPtr(asm.R2, next.FD()), asm.Mov.Imm(asm.R3, 0), asm.FnTailCall.Call(),
 		asm.Mov.Imm(asm.R0, 99).WithSymbol("end"), asm.Return(),
 	)

@@ -18,7 +18,10 @@ import (
 	"github.com/godatapath/datapath/internal/packet"
 	"github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/programs"
+	"github.com/godatapath/datapath/tunnel"
 )
+
+var redNode = netip.MustParseAddr("172.16.16.12") // the peer, which has 10.245.0.0/16
 
 // rig is a flow table that real programs write: packets are given to them by
 // test run, as if they had arrived on a device of either of two endpoints.
@@ -71,7 +74,11 @@ func newRig(t *testing.T, cfg Config) *rig {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, endpoints.Close()) })
 	r.table = newTable(t, cfg)
-	r.dp, err = programs.Load(programs.Config{Namespace: r.ns, Pins: dir}, endpoints, r.table)
+	peers, err := tunnel.New(tunnel.Config{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, peers.Close()) })
+	require.NoError(t, peers.Set(tunnel.Peer{Prefix: netip.MustParsePrefix("10.245.0.0/16"), Node: redNode}))
+	r.dp, err = programs.Load(programs.Config{Namespace: r.ns, Pins: dir}, endpoints, r.table, peers)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.dp.Remove()) })
 	r.program = r.dp.Program("from_endpoint")
