@@ -72,9 +72,10 @@ type Attach struct {
 
 // Attachment is a program on a hook.
 type Attachment struct {
-	link link.Link
-	pin  string
-	id   link.ID // tells our pin from one that has taken its place; 0: not pinned
+	link     link.Link
+	pin      string
+	id       link.ID // tells our pin from one that has taken its place; 0: not pinned
+	replaced bool    // the hook had an attachment of ours before
 }
 
 // AttachProgram attaches a program with tcx (kernel 6.6). If something of ours
@@ -101,7 +102,11 @@ func AttachProgram(a Attach) (*Attachment, error) {
 			return nil, fmt.Errorf("%s: %w", what, err)
 		}
 		if l != nil {
-			return pinned(l, a.Pin, what)
+			t, err := pinned(l, a.Pin, what)
+			if err == nil {
+				t.replaced = true
+			}
+			return t, err
 		}
 	}
 	var l link.Link

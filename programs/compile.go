@@ -69,9 +69,10 @@ func (e *CompileError) Unwrap() error { return e.err }
 // ends: the error is then that of ctx.
 //
 // What clang refuses is a [*CompileError] with its message whole. An absent
-// compiler answers [exec.ErrNotFound], an absent Path os.ErrNotExist. Compile
-// keeps no file and asks the kernel for nothing: the verifier speaks when the
-// result is loaded.
+// compiler answers [exec.ErrNotFound], and [ebpf.ErrNotSupported] too if none
+// was named: this machine has none. An absent Path answers os.ErrNotExist.
+// Compile keeps no file and asks the kernel for nothing: the verifier speaks
+// when the result is loaded.
 func Compile(ctx context.Context, cfg CompileConfig) (*ebpf.CollectionSpec, error) {
 	name, err := cfg.check()
 	if err != nil {
@@ -130,19 +131,23 @@ func (c CompileConfig) check() (string, error) {
 
 // findClang returns the compiler to run.
 func findClang(name string) (string, error) {
-	names := []string{"clang-19", "clang"}
+	const advice = "install the Debian package clang-19, or clang, or name another compiler"
 	if name != "" {
-		names = []string{name}
-	}
-	var errs []error
-	for _, n := range names {
-		path, err := exec.LookPath(n)
-		if err == nil {
-			return path, nil
+		path, err := exec.LookPath(name)
+		if err != nil {
+			return "", fmt.Errorf("find clang: %w (%s)", err, advice)
 		}
-		errs = append(errs, err)
+		return path, nil
 	}
-	return "", fmt.Errorf("find clang: %w (install the Debian package clang-19, or clang, or name another compiler)", errors.Join(errs...))
+	path, err := exec.LookPath("clang-19")
+	if err == nil {
+		return path, nil
+	}
+	path, err2 := exec.LookPath("clang")
+	if err2 == nil {
+		return path, nil
+	}
+	return "", fmt.Errorf("find clang: %w, %w (%s): %w", err, err2, advice, ebpf.ErrNotSupported)
 }
 
 // compileIn runs clang, with dir as its private folder. Text becomes a file

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"reflect"
 
 	"github.com/cilium/ebpf/link"
 
@@ -85,7 +86,7 @@ func parts(blocks []Block, settings map[string]any) (block.Parts, []func(func() 
 	var binds []func(func() error)
 	seen := map[string]bool{}
 	for i, b := range blocks {
-		if b == nil {
+		if v := reflect.ValueOf(b); b == nil || v.Kind() == reflect.Pointer && v.IsNil() {
 			return all, nil, fmt.Errorf("block %d is nil", i)
 		}
 		p := b.DatapathParts()

@@ -8,11 +8,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
-
-	"github.com/godatapath/datapath/internal/bpf"
 )
 
 // Link is a device to attach to: a devices.Link or devices.EndpointLink.
@@ -36,7 +34,7 @@ func (d *Datapath) AttachHost(p HostPair) error {
 	if len(mac) != 6 {
 		return fmt.Errorf("attach the host pair: MAC address %q: want 6 bytes", mac)
 	}
-	if err := d.attach(hookFromHost, p.NetIfindex()); err != nil {
+	if _, err := d.attach(hookFromHost, p.NetIfindex()); err != nil {
 		return fmt.Errorf("attach the host pair: %w", err)
 	}
 	return d.state.SetHost(uint32(p.HostIfindex()), uint32(p.NetIfindex()), mac)
@@ -45,7 +43,10 @@ func (d *Datapath) AttachHost(p HostPair) error {
 // AttachOverlay puts from_overlay on the overlay device and lets the programs
 // send through it. Calling it again with a new device moves over to that.
 func (d *Datapath) AttachOverlay(l Link) error {
-	if err := d.attach(hookFromOverlay, l.Ifindex()); err != nil {
+	if d.programs[hookFromOverlay.name] == nil {
+		return errors.New("attach the overlay: the datapath was loaded without a peers block: pass a tunnel.Peers to Load")
+	}
+	if _, err := d.attach(hookFromOverlay, l.Ifindex()); err != nil {
 		return fmt.Errorf("attach the overlay: %w", err)
 	}
 	return d.state.SetOverlay(uint32(l.Ifindex()))
@@ -58,10 +59,10 @@ func (d *Datapath) AttachOverlay(l Link) error {
 // node's netfilter rules for input. The peers block must know the node's own
 // address (tunnel.Config.Node); everything else that arrives is left alone.
 func (d *Datapath) AttachUnderlay(l Link) error {
-	if !d.shortCut {
-		return errors.New("attach the underlay: the peers block does not know the node's own address: set tunnel.Config.Node")
+	if d.programs[hookFromUnderlay.name] == nil {
+		return errors.New("attach the underlay: no block knows the node's own address: pass a tunnel.Peers to Load, with tunnel.Config.Node")
 	}
-	if err := d.attach(hookFromUnderlay, l.Ifindex()); err != nil {
+	if _, err := d.attach(hookFromUnderlay, l.Ifindex()); err != nil {
 		return fmt.Errorf("attach the underlay: %w", err)
 	}
 	return nil
@@ -75,75 +76,6 @@ func (d *Datapath) DetachUnderlay(l Link) error {
 	return nil
 }
 
-// PrepareEndpoint puts the programs on the host-side device of an endpoint to
-// come. What the device sends is dropped until the endpoint is known, and
-// nothing is delivered to it before AttachEndpoint.
-//
-// Attaching with tcx makes the kernel wait for an RCU grace period, some
-// milliseconds, whatever is attached. Our programs do not depend on the
-// endpoint, so an agent that adds endpoints often keeps a few devices prepared:
-// AttachEndpoint of one costs microseconds.
-func (d *Datapath) PrepareEndpoint(l Link) error {
-	for _, h := range d.endpointHooks() {
-		if err := d.attach(h, l.Ifindex()); err != nil {
-			return errors.Join(fmt.Errorf("prepare interface %d: %w", l.Ifindex(), err), d.detachHooks(l.Ifindex()))
-		}
-	}
-	return nil
-}
-
-// AttachEndpoint puts the programs on the host-side device of an endpoint and
-// opens it: from then on, and not before, packets are delivered to it. The
-// endpoint table must have the endpoint: what the programs do not know they
-// drop. On a device that has our programs already they are replaced in place.
-func (d *Datapath) AttachEndpoint(l Link) error {
-	if d.endpoints == nil {
-		return errors.New("attach an endpoint: the datapath was loaded without an endpoint table")
-	}
-	ifindex := uint32(l.Ifindex())
-	var ep bpf.TableEndpoint
-	if err := d.endpoints.Lookup(ifindex, &ep); err != nil {
-		return fmt.Errorf("attach the endpoint of interface %d: set it in the endpoint table first: %w", ifindex, err)
-	}
-	if err := d.PrepareEndpoint(l); err != nil {
-		return fmt.Errorf("attach endpoint %d: %w", ep.Id, err)
-	}
-	if err := d.attached.Put(ifindex, ep.Id); err != nil {
-		return errors.Join(fmt.Errorf("attach endpoint %d: open it to packets: %w", ep.Id, err), d.detachHooks(l.Ifindex()))
-	}
-	return d.state.Bump()
-}
-
-// DetachEndpoint closes an endpoint to packets and takes our programs off its
-// device. Nil if they are not there, or if the device is gone: then what it
-// left behind is cleared away.
-func (d *Datapath) DetachEndpoint(l Link) error {
-	ifindex := uint32(l.Ifindex())
-	if err := d.attached.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("detach the endpoint of interface %d: close it to packets: %w", ifindex, err)
-	}
-	// Established flows must stop before the check on what the endpoint sends goes.
-	if err := d.state.Bump(); err != nil {
-		return err
-	}
-	if err := d.detachHooks(l.Ifindex()); err != nil {
-		return fmt.Errorf("detach the endpoint of interface %d: %w", ifindex, err)
-	}
-	return nil
-}
-
-func (d *Datapath) endpointHooks() []hook {
-	if d.cfg.EndpointRoutes {
-		return []hook{hookFromEndpoint, hookToEndpoint}
-	}
-	return []hook{hookFromEndpoint}
-}
-
-// detachHooks also clears what a load with other settings has attached.
-func (d *Datapath) detachHooks(ifindex int) error {
-	return errors.Join(d.detach(hookFromEndpoint, ifindex), d.detach(hookToEndpoint, ifindex))
-}
-
 func (d *Datapath) pinOf(h hook, ifindex int) string {
 	if d.cfg.Pins == "" {
 		return ""
@@ -151,22 +83,23 @@ func (d *Datapath) pinOf(h hook, ifindex int) string {
 	return filepath.Join(d.cfg.Pins, linksFolder, fmt.Sprintf("%s-%d", h.name, ifindex))
 }
 
-func (d *Datapath) attach(h hook, ifindex int) error {
+// attach reports whether the hook was without our program before.
+func (d *Datapath) attach(h hook, ifindex int) (fresh bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return os.ErrClosed
+		return false, os.ErrClosed
 	}
 	key := linkKey{h.name, ifindex}
 	if old := d.links[key]; old != nil {
 		alive, err := old.alive(ifindex)
 		if alive || err != nil {
-			return err // it has our program: that was loaded once and for all
+			return false, err // it has our program: that was loaded once and for all
 		}
 		// The device is gone and another has its number.
-		delete(d.links, key)
+		d.forget(key)
 		if err := old.Remove(); err != nil {
-			return err
+			return false, err
 		}
 	}
 	l, err := AttachProgram(Attach{
@@ -174,10 +107,16 @@ func (d *Datapath) attach(h hook, ifindex int) error {
 		Direction: h.direction, Order: d.cfg.Order, Pin: d.pinOf(h, ifindex),
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	d.links[key] = l
-	return nil
+	d.order = append(d.order, key)
+	return !l.replaced, nil
+}
+
+func (d *Datapath) forget(key linkKey) {
+	delete(d.links, key)
+	d.order = slices.DeleteFunc(d.order, func(k linkKey) bool { return k == key })
 }
 
 func (d *Datapath) detach(h hook, ifindex int) error {
@@ -188,7 +127,7 @@ func (d *Datapath) detach(h hook, ifindex int) error {
 	}
 	key := linkKey{h.name, ifindex}
 	if l := d.links[key]; l != nil {
-		delete(d.links, key)
+		d.forget(key)
 		return l.Remove()
 	}
 	if pin := d.pinOf(h, ifindex); pin != "" {

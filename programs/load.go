@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -45,11 +46,11 @@ type Datapath struct {
 	attached  *ebpf.Map // endpoints whose programs are attached: ifindex to id
 	endpoints *ebpf.Map // the endpoint table by ifindex, ours to close; nil: no such block
 	programs  map[string]*ebpf.Program
-	shortCut  bool // from_underlay may be attached
 
 	mu     sync.Mutex
 	closed bool
 	links  map[linkKey]*Attachment
+	order  []linkKey // of links, the first attached first
 }
 
 type linkKey struct {
@@ -108,9 +109,13 @@ func Load(cfg Config, blocks ...Block) (_ *Datapath, err error) {
 			return nil, fmt.Errorf("load the datapath: hold the endpoint table: %w", err)
 		}
 	}
-	_, d.shortCut = all.Settings["overlay_node"]
 	if err := d.load(all); err != nil {
 		return nil, err
+	}
+	if d.endpoints != nil {
+		if err := d.prune(); err != nil {
+			return nil, fmt.Errorf("load the datapath: %w", err)
+		}
 	}
 	for _, bind := range binds {
 		bind(d.state.Bump)
@@ -136,8 +141,24 @@ func undoNew(u *undo.Stack, path string) {
 	})
 }
 
-// load loads all programs. Tables that no block brings are shared stand-ins of
-// one entry: the code that would use them is not there.
+// hooks are those that can be used with what the blocks bring.
+func (d *Datapath) hooks(all block.Parts) []hook {
+	hooks := []hook{hookFromHost}
+	if d.endpoints != nil {
+		hooks = append(hooks, d.endpointHooks()...)
+	}
+	if all.Maps[bpf.TableMapPeers] != nil {
+		hooks = append(hooks, hookFromOverlay)
+		if all.Settings[bpf.FromUnderlayVarOverlayNode] != nil && all.Maps[bpf.TableMapFlows] != nil {
+			hooks = append(hooks, hookFromUnderlay)
+		}
+	}
+	return hooks
+}
+
+// load loads the programs. Tables that no block brings are made here, as the C
+// describes them: those of a block that is absent, of one entry, which no code
+// uses, and the programs' own room for drafts.
 func (d *Datapath) load(all block.Parts) (err error) {
 	standIns := map[string]*ebpf.Map{}
 	defer func() {
@@ -146,7 +167,7 @@ func (d *Datapath) load(all block.Parts) (err error) {
 		}
 	}()
 	used := map[string]bool{}
-	for _, h := range []hook{hookFromEndpoint, hookToEndpoint, hookFromHost, hookFromOverlay, hookFromUnderlay} {
+	for _, h := range d.hooks(all) {
 		spec, err := h.load()
 		if err != nil {
 			return fmt.Errorf("load %s: read the object: %w", h.name, err)
@@ -218,7 +239,8 @@ func makeAttached(pins string, endpoints *ebpf.Map) (*ebpf.Map, error) {
 
 // Program returns a loaded program by the name of its hook, for example
 // "from_endpoint": to be run by a test or to be an anchor for another one. It
-// is borrowed. Nil if there is none of that name.
+// is borrowed. Nil if there is none of that name, or if it is of no use with the
+// blocks of this load.
 func (d *Datapath) Program(name string) *ebpf.Program { return d.programs[name] }
 
 // Bump ends the epoch of the cached verdicts: the next packet of every flow is
@@ -240,10 +262,10 @@ func (d *Datapath) Close() error {
 
 func (d *Datapath) release() error {
 	var errs []error
-	for _, l := range d.links {
-		errs = append(errs, l.Close())
+	for _, key := range slices.Backward(d.order) {
+		errs = append(errs, d.links[key].Close())
 	}
-	d.links = nil
+	d.links, d.order = nil, nil
 	for _, p := range d.programs {
 		errs = append(errs, p.Close())
 	}
@@ -268,10 +290,10 @@ func (d *Datapath) Remove() error {
 	}
 	d.closed = true
 	var errs []error
-	for _, l := range d.links {
-		errs = append(errs, l.Remove())
+	for _, key := range slices.Backward(d.order) {
+		errs = append(errs, d.links[key].Remove())
 	}
-	d.links = nil
+	d.links, d.order = nil, nil
 	if d.cfg.Pins != "" {
 		errs = append(errs, removePinnedLinks(d.cfg.Pins))
 		for _, name := range []string{attachedTable, node.PinName} {

@@ -41,6 +41,12 @@ func made[B closer](t *testing.T) func(B, error) B {
 	}
 }
 
+// onePeers is a block that lets an overlay be attached.
+func onePeers(t *testing.T) *tunnel.Peers {
+	t.Helper()
+	return made[*tunnel.Peers](t)(tunnel.New(tunnel.Config{Max: 16}))
+}
+
 // writeProtected is a flow table that the verifier lets no program write.
 type writeProtected struct{ flows *ebpf.Map }
 
@@ -98,12 +104,13 @@ func TestLoadThatFailsLeavesNothing(t *testing.T) {
 		"an invalid gateway":          {cfg: programs.Config{Gateways: []netip.Addr{{}}}, text: "gateway"},
 		"a gateway with a zone":       {cfg: programs.Config{Gateways: []netip.Addr{netip.MustParseAddr("fe80::1%eth0")}}, text: "gateway"},
 		"a block twice":               {blocks: []programs.Block{endpoints, flows, endpoints}, text: "is given twice"},
+		"a nil pointer for a block":   {blocks: []programs.Block{endpoints, (*tunnel.Peers)(nil)}, text: "block 1 is nil"},
 		"a nil block":                 {blocks: []programs.Block{endpoints, nil}, text: "block 1 is nil"},
 		"a closed block":              {blocks: []programs.Block{endpoints, closed}, is: os.ErrClosed, text: "block metrics: table metrics"},
 		"a closed block, the peers":   {blocks: []programs.Block{closedPeers}, is: os.ErrClosed, text: "block peers: table peers"},
 		"a setting that nobody knows": {blocks: []programs.Block{unknownSetting{}}, text: "no program knows the setting with_everything"},
 		"a namespace that is closed":  {cfg: programs.Config{Namespace: gone}, is: os.ErrClosed, text: "namespace"},
-		"what the verifier refuses":   {blocks: []programs.Block{endpoints, newWriteProtected(t)}, as: &verifier, text: "load from_endpoint"},
+		"what the verifier refuses":   {blocks: []programs.Block{endpoints, newWriteProtected(t)}, as: &verifier, text: "load from_host"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lab := netnstest.NewLab(t)
@@ -150,7 +157,7 @@ func TestLoadThatFailsLeavesTheRunningOneAlone(t *testing.T) {
 	lab := netnstest.NewLab(t)
 	ns, ifindex := bench(t)
 	cfg := programs.Config{Namespace: ns, Pins: lab.PinDir()}
-	running, err := programs.Load(cfg)
+	running, err := programs.Load(cfg, onePeers(t))
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, running.Remove()) }()
 	require.NoError(t, running.AttachOverlay(devices.Link{Index: ifindex}))
@@ -180,7 +187,7 @@ func TestCloseAndRemove(t *testing.T) {
 	ns, ifindex := bench(t)
 	overlay := devices.Link{Index: ifindex}
 
-	unpinned, err := programs.Load(programs.Config{Namespace: ns})
+	unpinned, err := programs.Load(programs.Config{Namespace: ns}, onePeers(t))
 	require.NoError(t, err)
 	require.NoError(t, unpinned.AttachOverlay(overlay))
 	require.Equal(t, []string{"from_overlay"}, namesOn(t, ns, ifindex, programs.Ingress))
@@ -193,7 +200,7 @@ func TestCloseAndRemove(t *testing.T) {
 	lab := netnstest.NewLab(t)
 	cfg := programs.Config{Namespace: ns, Pins: lab.PinDir()}
 	empty := pinnedIn(t, cfg.Pins) // but for what the kernel puts there
-	first, err := programs.Load(cfg)
+	first, err := programs.Load(cfg, onePeers(t))
 	require.NoError(t, err)
 	require.NotEqual(t, empty, pinnedIn(t, cfg.Pins))
 	require.NoError(t, first.AttachOverlay(overlay))
@@ -201,7 +208,7 @@ func TestCloseAndRemove(t *testing.T) {
 	before := on(t, ns, ifindex, programs.Ingress)
 	require.Len(t, before, 1, "what is pinned goes on")
 
-	second, err := programs.Load(cfg)
+	second, err := programs.Load(cfg, onePeers(t))
 	require.NoError(t, err)
 	require.NoError(t, second.AttachOverlay(overlay))
 	after := on(t, ns, ifindex, programs.Ingress)
@@ -227,7 +234,7 @@ func TestAttachAgainAfterTheDeviceWasGone(t *testing.T) {
 			if pinned {
 				cfg.Pins = netnstest.NewLab(t).PinDir()
 			}
-			dp, err := programs.Load(cfg)
+			dp, err := programs.Load(cfg, onePeers(t))
 			require.NoError(t, err)
 			defer func() { assert.NoError(t, dp.Remove()) }()
 			for range 2 {
@@ -239,4 +246,26 @@ func TestAttachAgainAfterTheDeviceWasGone(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What no block brings is not in the loaded code.
+func TestWhatIsOffIsNotThere(t *testing.T) {
+	t.Parallel()
+	size := func(blocks ...programs.Block) int {
+		t.Helper()
+		dp, err := programs.Load(programs.Config{Gateways: []netip.Addr{gate4, gate6}}, blocks...)
+		require.NoError(t, err)
+		defer dp.Close()
+		info, err := dp.Program("from_host").Info()
+		require.NoError(t, err)
+		n, err := info.TranslatedSize()
+		require.NoError(t, err)
+		return n
+	}
+	endpoints := made[*dpmaps.Endpoints](t)(dpmaps.NewEndpoints(dpmaps.EndpointsConfig{Max: 16}))
+	flows := made[*conntrack.Table](t)(conntrack.New(conntrack.Config{Flows: 1024}))
+	all, bare := size(endpoints, flows, onePeers(t)), size()
+	require.Less(t, 3*bare, 2*all, "bytes of code without any block, and with all")
+	require.Less(t, size(endpoints, flows), all)
+	require.Less(t, size(endpoints, onePeers(t)), all)
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
 	"github.com/godatapath/datapath/conntrack"
@@ -317,6 +318,26 @@ func TestUnknownTransport(t *testing.T) {
 		}
 		for _, typ := range []byte{packet.ICMPv4EchoRequest, packet.ICMPv6EchoRequest} {
 			r.expect(fromBlue, packet.Build(ether(blueHost, blueMAC), other, packet.Payload{typ, 0, 0, 0, 0, 1, 0, 1}), dropped("unknown l4"))
+		}
+	})
+}
+
+// What the sender has left on a packet for its own rules and queues does not
+// come along into another namespace.
+func TestNothingComesAlong(t *testing.T) {
+	t.Parallel()
+	eachFamily(t, rigConfig{}, func(t *testing.T, r *rig, f family) {
+		frame := tcp(f.blue, f.green, 1000, 80, packet.ACK)
+		for _, what := range []string{"a new flow", "a settled one"} {
+			in := skbContext{Mark: 7, Tstamp: 123456789}
+			var out skbContext
+			require.NoError(t, r.ns.Do(func() error {
+				ret, err := r.recorded["from_endpoint"].Run(&ebpf.RunOptions{Data: frame, Context: in, ContextOut: &out})
+				require.EqualValues(t, rediret, ret)
+				return err
+			}))
+			require.Zero(t, out.Mark, what)
+			require.Zero(t, out.Tstamp, what)
 		}
 	})
 }

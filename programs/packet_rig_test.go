@@ -136,10 +136,13 @@ func (p port) counter(what string) string {
 // skbContext is the struct __sk_buff of a test run, as far as the kernel takes
 // fields of it.
 type skbContext struct {
-	_        [10]uint32
+	_        [2]uint32
+	Mark     uint32
+	_        [7]uint32
 	Ifindex  uint32
 	_        [25]uint32
-	_        [2]uint64
+	_        uint64
+	Tstamp   uint64
 	_        uint32
 	GSOSegs  uint32
 	_        uint64

@@ -98,7 +98,7 @@ func newRig(t testing.TB, cfg rigConfig) *rig {
 		t.Cleanup(func() { require.NoError(t, r.flows.Close()) })
 		r.blocks = append(r.blocks, r.flows)
 	}
-	r.dp, err = programs.Load(programs.Config{Namespace: r.ns, Gateways: []netip.Addr{gate4, gate6}}, r.blocks...)
+	r.dp, err = programs.Load(programs.Config{Namespace: r.ns, Gateways: []netip.Addr{gate4, gate6}, EndpointRoutes: true}, r.blocks...)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.dp.Close()) })
 

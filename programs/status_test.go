@@ -68,7 +68,7 @@ func TestReadStatus(t *testing.T) {
 	_, err = programs.ReadNode(cfg.Pins)
 	require.ErrorIs(t, err, os.ErrNotExist)
 
-	dp, err := programs.Load(cfg)
+	dp, err := programs.Load(cfg, onePeers(t))
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, dp.Remove()) }()
 	status, err := programs.ReadStatus(cfg.Pins, ns)

@@ -69,6 +69,7 @@ const (
 	TableDropReasonDROP_WRONG_ENDPOINT     TableDropReason = 42
 	TableDropReasonDROP_UNKNOWN_ENDPOINT   TableDropReason = 43
 	TableDropReasonDROP_VLAN               TableDropReason = 44
+	TableDropReasonDROP_FRAGMENT_DISORDER  TableDropReason = 45
 	TableDropReasonDROP_COUNT              TableDropReason = 64
 )
 
@@ -171,7 +172,7 @@ type TableFragments struct {
 	End      uint16
 	Protocol uint8
 	Complete uint8
-	Got      [4]struct {
+	Got      [8]struct {
 		_     structs.HostLayout
 		Start uint16
 		End   uint16

@@ -21,33 +21,38 @@ static __always_inline void fragment_key_of(const struct packet *p, struct fragm
 	__builtin_memset(key->reserved, 0, sizeof(key->reserved));
 }
 
-/* Adds [start, end) to what has come. Returns 1 if a part of it had. */
+/*
+ * Adds [start, end) to what has come. The parts of a datagram come one after the
+ * other on one CPU; where they do not, one of two may be forgotten, and the
+ * identifier is free again when its time is up.
+ */
 static __always_inline int fragment_add(struct fragments *f, __u16 start, __u16 end)
 {
 	int spare = -1;
 
 	for (int i = 0; i < FRAGMENT_SPANS; i++)
 		if (f->got[i].end && start < f->got[i].end && end > f->got[i].start)
-			return 1;
+			return DROP_FRAGMENT_OVERLAP;
 	for (int i = 0; i < FRAGMENT_SPANS; i++) {
 		if (!f->got[i].end) {
 			spare = i;
 		} else if (f->got[i].end == start) {
 			f->got[i].end = end;
-			return 0;
+			return DROP_NONE;
 		} else if (f->got[i].start == end) {
 			f->got[i].start = start;
-			return 0;
+			return DROP_NONE;
 		}
 	}
-	/* In more disorder than can be noted: let it through, the receiver checks too. */
+	if (spare < 0)
+		return DROP_FRAGMENT_DISORDER;
 	for (int i = 0; i < FRAGMENT_SPANS; i++) {
 		if (i == spare) {
 			f->got[i].start = start;
 			f->got[i].end = end;
 		}
 	}
-	return 0;
+	return DROP_NONE;
 }
 
 static __always_inline __u16 fragment_end(const struct packet *p)
@@ -125,6 +130,7 @@ __global int fragment_later(struct packet *p)
 {
 	struct fragment_key key;
 	struct fragments *f;
+	int err;
 
 	if (!p)
 		return DROP_BAD_FRAGMENT;
@@ -132,8 +138,9 @@ __global int fragment_later(struct packet *p)
 	f = fragment_lookup(&key);
 	if (!f || f->complete)
 		return DROP_FRAGMENT_UNKNOWN;
-	if (fragment_add(f, p->frag_start, fragment_end(p)))
-		return DROP_FRAGMENT_OVERLAP;
+	err = fragment_add(f, p->frag_start, fragment_end(p));
+	if (err)
+		return err;
 	if (!p->frag_more)
 		f->end = fragment_end(p);
 	f->complete = (__u8)fragment_is_complete(f);

@@ -36,7 +36,7 @@ struct packet {
 	struct address icmp_from; /* source of an ICMP error: not a part of the flow */
 };
 
-/* More than any chain a sane sender builds. */
+/* So many extension headers are walked, more than any sane sender builds. */
 #define MAX_IPV6_EXTENSIONS 8
 /* Linear bytes that the longest accepted headers need. */
 #define PARSE_PULL 256
@@ -270,21 +270,28 @@ static __always_inline int parse_fragment(struct packet *p, __u32 start, int mor
 	return DROP_NONE;
 }
 
+/* Reads a part of what an ICMP error quotes; end: of the error itself. */
+static __always_inline int quoted(struct __sk_buff *skb, __u32 at, __u32 end, void *to, __u32 len)
+{
+	return at + len > end || bpf_skb_load_bytes(skb, at, to, len);
+}
+
 /* An ICMP error speaks of the packet that it quotes: take the reply's tuple from there. */
 __global int parse_icmp_error(struct __sk_buff *skb, struct packet *p)
 {
 	__be16 ports[4] = {};
 	struct tuple inner = {};
-	__u32 at;
+	__u32 at, end;
 
 	if (!p)
 		return DROP_TRUNCATED;
 	at = (__u32)p->l4 + sizeof(struct icmphdr);
+	end = ETH_HLEN + (__u32)p->l3_len;
 	if (p->family == 4) {
 		struct iphdr ip;
 		__u32 header;
 
-		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+		if (quoted(skb, at, end, &ip, sizeof(ip)))
 			return DROP_TRUNCATED;
 		header = (__u32)(ip.version_ihl & 0xf) * 4;
 		if (ip.version_ihl >> 4 != 4 || header < sizeof(ip))
@@ -299,7 +306,7 @@ __global int parse_icmp_error(struct __sk_buff *skb, struct packet *p)
 	} else {
 		struct ipv6hdr ip;
 
-		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+		if (quoted(skb, at, end, &ip, sizeof(ip)))
 			return DROP_TRUNCATED;
 		if (ip.version_class >> 4 != 6)
 			return DROP_BAD_LENGTH;
@@ -315,7 +322,7 @@ __global int parse_icmp_error(struct __sk_buff *skb, struct packet *p)
 			if (inner.protocol != IPPROTO_HOPOPTS && inner.protocol != IPPROTO_DSTOPTS &&
 			    inner.protocol != IPPROTO_ROUTING && inner.protocol != IPPROTO_FRAGMENT)
 				break;
-			if (bpf_skb_load_bytes(skb, at, &ext, sizeof(ext)))
+			if (quoted(skb, at, end, &ext, sizeof(ext)))
 				return DROP_TRUNCATED;
 			if (inner.protocol == IPPROTO_FRAGMENT) {
 				if (ntohs(ext.offset) & ~7)
@@ -328,7 +335,7 @@ __global int parse_icmp_error(struct __sk_buff *skb, struct packet *p)
 		}
 	}
 
-	if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
+	if (quoted(skb, at, end, ports, sizeof(ports)))
 		return DROP_TRUNCATED;
 	switch (inner.protocol) {
 	case IPPROTO_TCP:
@@ -416,7 +423,7 @@ __global int parse_ipv6_extensions(struct __sk_buff *skb, struct packet *p, __u3
 		return DROP_TRUNCATED;
 	at = p->l4;
 	end = l3 + (__u32)p->l3_len;
-	for (int i = 0; i < MAX_IPV6_EXTENSIONS; i++) {
+	for (int i = 0; i <= MAX_IPV6_EXTENSIONS; i++) {
 		struct ipv6_frag ext; /* the longest of those that are looked into */
 		__u32 len;
 
@@ -431,9 +438,14 @@ __global int parse_ipv6_extensions(struct __sk_buff *skb, struct packet *p, __u3
 		case IPPROTO_AH:
 			break;
 		default:
+			/* What lies behind the length that the IP header tells is not of this packet. */
+			if (at + transport_min(p->tuple.protocol) > end)
+				return DROP_BAD_LENGTH;
 			p->l4 = (__u16)at;
 			return DROP_NONE;
 		}
+		if (i == MAX_IPV6_EXTENSIONS)
+			return DROP_BAD_EXTENSION;
 		if (bpf_skb_load_bytes(skb, at, &ext, sizeof(ext)))
 			return DROP_TRUNCATED;
 		if (p->tuple.protocol == IPPROTO_FRAGMENT) {

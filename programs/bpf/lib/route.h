@@ -172,9 +172,17 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 	return route_to_host(p, v);
 }
 
-__global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct sender *from, struct verdict *v)
+/* What peers may reach here besides endpoints; anything else would make the node their router. */
+static __always_inline int is_node_address(const struct address *a)
 {
 	struct address gateway4 = config_address(&gateway_ipv4), gateway6 = config_address(&gateway_ipv6);
+	struct address underlay = config_address(&overlay_node);
+
+	return address_is_equal(a, &gateway4) || address_is_equal(a, &gateway6) || address_is_equal(a, &underlay);
+}
+
+__global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct sender *from, struct verdict *v)
+{
 	const struct endpoint *to;
 	int err;
 
@@ -195,9 +203,7 @@ __global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct 
 		if (to)
 			return route_to_endpoint(to, v);
 	}
-	if (address_is_equal(&p->tuple.daddr, &gateway4) || address_is_equal(&p->tuple.daddr, &gateway6))
-		return route_to_host(p, v);
-	return DROP_NO_ENDPOINT;
+	return is_node_address(&p->tuple.daddr) ? route_to_host(p, v) : DROP_NO_ENDPOINT;
 }
 
 /* The stack has counted the hop if there was one. */

@@ -96,6 +96,7 @@ enum drop_reason {
 	DROP_WRONG_ENDPOINT = 42,       /* on its way into an endpoint that it is not for */
 	DROP_UNKNOWN_ENDPOINT = 43,     /* the interface is not an endpoint in the table */
 	DROP_VLAN = 44,                 /* a VLAN tag: neither endpoints nor the overlay have VLANs */
+	DROP_FRAGMENT_DISORDER = 45,    /* more holes in the datagram than are kept track of */
 	DROP_COUNT = 64,
 };
 
@@ -225,7 +226,7 @@ struct span {
 	__u16 end;
 };
 
-#define FRAGMENT_SPANS 4
+#define FRAGMENT_SPANS 8
 
 struct fragments {
 	__be16 sport;
@@ -236,7 +237,7 @@ struct fragments {
 	__u8 complete;  /* all parts have passed: the identifier may come again */
 	struct span got[FRAGMENT_SPANS]; /* end 0: unused */
 };
-_Static_assert(sizeof(struct fragments) == 28, "no hidden padding in a value");
+_Static_assert(sizeof(struct fragments) == 44, "no hidden padding in a value");
 
 /* The settings of a running node that change without a new load. */
 struct node_state {
