@@ -433,3 +433,37 @@ func TestWithoutPeers(t *testing.T) {
 		r.expect(fromBlue, frame, intoGreen(frame, "+"+tupleOf(conntrack.UDP, f.blue, 1, f.green, 2)))
 	})
 }
+
+// The slot of a confirmed flow is free: whoever comes to it need not ask.
+func TestConfirmedFlowLeavesTheRing(t *testing.T) {
+	t.Parallel()
+	eachFamily(t, rigConfig{}, func(t *testing.T, r *rig, f family) {
+		ring := r.flows.DatapathParts().Maps[bpf.TableMapFlowRing]
+		taken := func() (n int) {
+			var slot uint32
+			var tuple bpf.TableTuple
+			for all := ring.Iterate(); all.Next(&slot, &tuple); {
+				if tuple.Protocol != 0 {
+					n++
+				}
+			}
+			return n
+		}
+		for sport := range uint16(3) {
+			r.inject(fromBlue, tcp(f.blue, f.green, sport, 80, packet.SYN))
+		}
+		require.Equal(t, 3, taken())
+		r.inject(fromGreen, tcp(f.green, f.blue, 80, 1, packet.SYN|packet.ACK))
+		require.Equal(t, 3, taken())
+		r.inject(fromBlue, tcp(f.blue, f.green, 1, 80, packet.ACK))
+		require.Equal(t, 2, taken())
+		require.Equal(t, stateOf(t, r, f, 1), conntrack.StateEstablished)
+	})
+}
+
+func stateOf(t *testing.T, r *rig, f family, sport uint16) conntrack.State {
+	t.Helper()
+	have, ok := r.flow(conntrack.TCP, f.blue, sport, f.green, 80)
+	require.True(t, ok)
+	return have.State
+}

@@ -129,6 +129,9 @@ func fromNode(node netip.Addr, vni uint32) port {
 	return port{program: "from_overlay", ifindex: overlayIfindex, node: node, vni: vni}
 }
 
+// on is the way in by another device.
+func (p port) on(ifindex uint32) port { p.ifindex = ifindex; return p }
+
 func (p port) counter(what string) string {
 	return strings.ReplaceAll(p.program, "_", " ") + ": " + what
 }

@@ -4,6 +4,7 @@ package programs_test
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"testing"
@@ -99,16 +100,10 @@ func BenchmarkPath(b *testing.B) {
 		}
 		return packet.Build(layers...)
 	}
-	// Established TCP: SYN, SYN-ACK and ACK have been through.
+	// Established TCP: openings, answers and more have been through, both ways.
 	empty := program(b, "empty", asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()})
 	lookup := lookupProgram(b)
 	ack := func(frame []byte) []byte { return long(frame) }
-	shake := func(fwd, back func(flags uint8) (int, []byte)) {
-		fwd(packet.SYN)
-		back(packet.SYN | packet.ACK)
-		fwd(packet.ACK)
-		back(packet.ACK)
-	}
 	overlay := r.overlayProgram(redNode, redIdentity, r.dp.Program("from_overlay"))
 	overlayEmpty := r.overlayProgram(redNode, redIdentity, empty)
 
@@ -131,23 +126,21 @@ func BenchmarkPath(b *testing.B) {
 		if f == "IPv6" {
 			blue, green, red = blue6, green6, red6
 		}
-		// The flow to green is completed from blue's side: the rig's only device is blue's.
-		r.run("from_endpoint", tcp(blue, green, 1000, 80, packet.SYN))
-		r.run("from_endpoint", tcp(blue, green, 1000, 80, packet.ACK))
-		r.run("from_endpoint", tcp(blue, green, 1000, 80, packet.ACK))
-		shake(
-			func(flags uint8) (int, []byte) { return r.run("from_endpoint", tcp(blue, red, 2000, 80, flags)) },
-			func(flags uint8) (int, []byte) {
-				return r.fromOverlay(redNode, redIdentity, tcp(red, blue, 80, 2000, flags))
-			},
-		)
+		shake := func(from, back port, src, dst netip.Addr, sport uint16) {
+			for _, flags := range []uint8{packet.SYN, packet.ACK, packet.ACK} {
+				require.Equal(b, rediret, r.inject(from, tcp(src, dst, sport, 80, flags)).verdict)
+				require.Equal(b, rediret, r.inject(back, tcp(dst, src, 80, sport, flags|packet.ACK)).verdict)
+			}
+		}
+		// A test run arrives on the device of blue.
+		shake(fromBlue, fromGreen, blue, green, 1000)
+		shake(fromGreen, fromBlue, green, blue, 1000)
+		shake(fromBlue, fromNode(redNode, redIdentity).on(blueIfindex), blue, red, 2000)
 		// The short cut wants to know that the flow comes from the overlay device.
-		r.inject(fromBlue, tcp(blue, red, 3000, 80, packet.SYN))
-		r.inject(fromRed, tcp(red, blue, 80, 3000, packet.SYN|packet.ACK))
-		r.inject(fromBlue, tcp(blue, red, 3000, 80, packet.ACK))
-		r.inject(fromRed, tcp(red, blue, 80, 3000, packet.ACK))
+		shake(fromBlue, fromRed, blue, red, 3000)
 		all = append(all,
 			&runner{name: f + " from_endpoint to endpoint", prog: r.dp.Program("from_endpoint"), frame: ack(tcp(blue, green, 1000, 80, packet.ACK)), base: "empty", limit: 3},
+			&runner{name: f + " its reply", prog: r.dp.Program("from_endpoint"), frame: ack(tcp(blue, green, 80, 1000, packet.ACK)), base: "empty", limit: 3},
 			&runner{name: f + " from_endpoint to overlay", prog: r.dp.Program("from_endpoint"), frame: ack(tcp(blue, red, 2000, 80, packet.ACK)), base: "empty", limit: 5},
 			&runner{name: f + " from_overlay to endpoint", prog: overlay, frame: ack(tcp(red, blue, 80, 2000, packet.ACK)), base: "overlay empty", limit: 4},
 		)

@@ -128,6 +128,22 @@ __global __u32 flow_take_slot(struct tuple *t, struct tuple *old)
 	return slot;
 }
 
+/*
+ * A flow that is confirmed gives its slot back, so that whoever comes to it
+ * later need not ask what became of the flow. By exchange: the slot may be
+ * another's by now.
+ */
+static __always_inline void flow_leave_slot(const struct flow *f, const struct tuple *t)
+{
+	__u32 slot = f->slot;
+	struct tuple *place = bpf_map_lookup_elem(&flow_ring, &slot);
+
+	if (place && address_is_equal(&place->saddr, &t->saddr) && address_is_equal(&place->daddr, &t->daddr))
+		__sync_val_compare_and_swap((__u64 *)&place->sport, *(const __u64 *)&t->sport, 0);
+}
+_Static_assert(__builtin_offsetof(struct tuple, sport) % 8 == 0 && sizeof(struct tuple) == __builtin_offsetof(struct tuple, sport) + 8,
+	       "ports and protocol are one word");
+
 static __always_inline void flow_count_failure(long err)
 {
 	flow_count(err == -E2BIG ? FLOW_FULL : err == -ENOMEM ? FLOW_NO_MEMORY : err == -EBUSY ? FLOW_BUSY : FLOW_FAILED);
@@ -295,8 +311,10 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 		if (other && (other->seen & SEEN_PACKET)) {
 			if (p->tcp_flags & TCP_SYN) /* sent again: what confirms is still to come */
 				f->epoch = 0;
-			else if (__sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_CONFIRMED) == FLOW_NEW)
+			else if (__sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_CONFIRMED) == FLOW_NEW) {
+				flow_leave_slot(f, &p->tuple);
 				flow_count(FLOW_CONFIRMATIONS);
+			}
 		}
 	}
 	return 0;
