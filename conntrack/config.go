@@ -3,10 +3,10 @@
 package conntrack
 
 import (
-	"fmt"
 	"math/bits"
 	"time"
 
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/maps"
 )
 
@@ -75,7 +75,7 @@ func (t Timeouts) withDefaults() (Timeouts, error) {
 			*f.at = f.def
 		}
 		if *f.at < 0 || *f.at > 7*24*time.Hour {
-			return t, fmt.Errorf("Timeouts.%s is %s, want up to 7 days", f.name, *f.at)
+			return t, invalid.Errorf("Timeouts.%s is %s, want up to 7 days", f.name, *f.at)
 		}
 	}
 	return t, nil
@@ -86,13 +86,13 @@ func (c Config) withDefaults() (Config, error) {
 		c.Flows = DefaultFlows
 	}
 	if c.Flows < 16 || c.Flows > 1<<26 {
-		return c, fmt.Errorf("Flows is %d, want 16 to %d", c.Flows, 1<<26)
+		return c, invalid.Errorf("Flows is %d, want 16 to %d", c.Flows, 1<<26)
 	}
 	if c.Unconfirmed == 0 {
 		c.Unconfirmed = c.Flows / 4
 	}
 	if c.Unconfirmed < 0 || c.Unconfirmed > c.Flows/2 {
-		return c, fmt.Errorf("Unconfirmed is %d, want up to half of Flows, %d", c.Unconfirmed, c.Flows/2)
+		return c, invalid.Errorf("Unconfirmed is %d, want up to half of Flows, %d", c.Unconfirmed, c.Flows/2)
 	}
 	// A power of two, so that the place in the ring is a mask away; never
 	// rounded past half of the table.
@@ -105,19 +105,19 @@ func (c Config) withDefaults() (Config, error) {
 		c.Fragments = DefaultFragments
 	}
 	if c.Fragments < 0 || c.Fragments > 1<<24 {
-		return c, fmt.Errorf("Fragments is %d, want up to %d", c.Fragments, 1<<24)
+		return c, invalid.Errorf("Fragments is %d, want up to %d", c.Fragments, 1<<24)
 	}
 	if c.FragmentTimeout == 0 {
 		c.FragmentTimeout = 30 * time.Second
 	}
 	if c.FragmentTimeout < 0 || c.FragmentTimeout > time.Hour {
-		return c, fmt.Errorf("FragmentTimeout is %s, want up to 1 h", c.FragmentTimeout)
+		return c, invalid.Errorf("FragmentTimeout is %s, want up to 1 h", c.FragmentTimeout)
 	}
 	if c.Interval == 0 {
 		c.Interval = DefaultInterval
 	}
 	if c.Interval < 0 {
-		return c, fmt.Errorf("Interval is %s", c.Interval)
+		return c, invalid.Errorf("Interval is %s, want more than 0", c.Interval)
 	}
 	var err error
 	c.Timeouts, err = c.Timeouts.withDefaults()

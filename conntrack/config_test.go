@@ -3,6 +3,7 @@
 package conntrack
 
 import (
+	"os"
 	"reflect"
 	"testing"
 	"time"
@@ -76,9 +77,10 @@ func TestConfigBad(t *testing.T) {
 	for want, cfg := range bad {
 		_, err := New(cfg)
 		require.ErrorContains(t, err, "make the flow table: "+want)
+		require.ErrorIs(t, err, os.ErrInvalid, want)
 	}
 	_, err := New(Config{Config: maps.Config{Pins: t.TempDir()}})
 	require.ErrorIs(t, err, maps.ErrNoBPFFS)
 	_, err = New(Config{Config: maps.Config{OnMismatch: 9}})
-	require.Error(t, err)
+	require.ErrorIs(t, err, os.ErrInvalid)
 }

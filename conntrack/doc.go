@@ -31,6 +31,8 @@
 //
 // With Config.Pins the table outlives the process, and the next New adopts it
 // with its flows; one of another layout or size is a [*maps.IncompatibleError].
+// With maps.Migrate as Config.OnMismatch the flows go over to a table of another
+// size.
 // Close drops our handles, Remove takes the pins away. Programs that run keep
 // the table alive on their own, but nothing expires without [Table.Run]. [Open]
 // is for tools.
@@ -43,6 +45,7 @@
 // # Needs
 //
 // Linux 5.14 for the pass inside the kernel, with CONFIG_MEMBARRIER; the
-// programs that write the table need 6.6, for tcx. Both need root, or CAP_BPF
-// and CAP_NET_ADMIN. The memory for all entries is taken at once.
+// programs that write the table need 6.6, for tcx. Root, or CAP_BPF and
+// CAP_PERFMON, and for a pinned table CAP_SYS_ADMIN, to read its types. The
+// memory for all entries is taken at once.
 package conntrack

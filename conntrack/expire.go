@@ -23,7 +23,8 @@ type Expired struct {
 }
 
 // Run expires idle flows every Config.Interval until ctx ends, which is not an
-// error. One process of those that share a pinned table runs it.
+// error, or until Close, which is os.ErrClosed, at once. One process of those
+// that share a pinned table runs it.
 func (t *Table) Run(ctx context.Context) error {
 	if err := t.canExpire(); err != nil {
 		return err
@@ -34,6 +35,8 @@ func (t *Table) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-t.closed:
+			return fmt.Errorf("expire the flow table: %w", os.ErrClosed)
 		case <-tick.C:
 			if _, err := t.Expire(); err != nil {
 				return err
@@ -116,6 +119,9 @@ func (t *Table) loadPass() error {
 		}
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("load the pass over the flow table: %w (root or CAP_BPF and CAP_PERFMON are needed)", err)
+	}
 	if err != nil {
 		return fmt.Errorf("load the pass over the flow table: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/names"
 	"github.com/godatapath/datapath/internal/wire"
 )
@@ -54,7 +55,7 @@ func ParseProtocol(s string) (Protocol, error) {
 			return p, nil
 		}
 	}
-	return 0, fmt.Errorf("protocol %q: want TCP, UDP, ICMP, ICMPv6 or SCTP", s)
+	return 0, invalid.Errorf("protocol %q: want TCP, UDP, ICMP, ICMPv6 or SCTP", s)
 }
 
 func equalFold(a, b string) bool {
@@ -82,13 +83,13 @@ func (t Tuple) check() error {
 	for _, a := range []netip.Addr{t.Src.Addr(), t.Dst.Addr()} {
 		switch {
 		case !a.IsValid():
-			return errors.New("an address is missing or invalid")
+			return invalid.Errorf("an address is missing or invalid")
 		case a.Zone() != "":
-			return fmt.Errorf("address %s: a zone has no meaning here", a)
+			return invalid.Errorf("address %s: a zone has no meaning here", a)
 		}
 	}
 	if t.Src.Addr().Unmap().Is4() != t.Dst.Addr().Unmap().Is4() {
-		return errors.New("the addresses are of two families")
+		return invalid.Errorf("the addresses are of two families")
 	}
 	return nil
 }

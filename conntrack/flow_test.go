@@ -4,6 +4,7 @@ package conntrack
 
 import (
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -79,6 +80,7 @@ func TestFlowIsTold(t *testing.T) {
 	} {
 		_, err := table.Lookup(bad)
 		require.ErrorContains(t, err, want)
+		require.ErrorIs(t, err, os.ErrInvalid)
 	}
 
 	// Each half alone.
@@ -138,6 +140,7 @@ func TestProtocolNames(t *testing.T) {
 	for _, bad := range []string{"", "TC", "TCPP", "6", "T\x03P", "udp ", "protocol 6"} {
 		_, err := ParseProtocol(bad)
 		require.ErrorContains(t, err, "want TCP, UDP", bad)
+		require.ErrorIs(t, err, os.ErrInvalid, bad)
 	}
 }
 

@@ -74,7 +74,8 @@ func newRig(t *testing.T, cfg Config) *rig {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, endpoints.Close()) })
 	r.table = newTable(t, cfg)
-	peers, err := tunnel.New(tunnel.Config{})
+	// A port that no test sends from: an endpoint may not.
+	peers, err := tunnel.New(tunnel.Config{Port: 30000})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, peers.Close()) })
 	require.NoError(t, peers.Set(tunnel.Peer{Prefix: netip.MustParsePrefix("10.245.0.0/16"), Node: redNode}))
@@ -129,7 +130,8 @@ func (r *rig) frame(t Tuple, flags uint8) []byte {
 	ip := packet.IPv4{Src: t.Src.Addr(), Dst: t.Dst.Addr(), TTL: 64}
 	eth := packet.Ethernet{Dst: r.gateM, Src: r.blueM}
 	if t.Protocol == TCP {
-		return packet.Build(eth, ip, packet.TCP{SrcPort: t.Src.Port(), DstPort: t.Dst.Port(), Flags: flags})
+		// Numbers begin with 0, so what acknowledges acknowledges an opening.
+		return packet.Build(eth, ip, packet.TCP{SrcPort: t.Src.Port(), DstPort: t.Dst.Port(), Flags: flags, Ack: uint32(flags&packet.ACK) / packet.ACK})
 	}
 	return packet.Build(eth, ip, packet.UDP{SrcPort: t.Src.Port(), DstPort: t.Dst.Port()})
 }

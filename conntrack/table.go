@@ -28,7 +28,7 @@ const (
 
 	// schema is raised when an entry that was written before must not be read
 	// as it is.
-	schema = 1
+	schema = 2
 )
 
 // Table is the flow table of a node. The programs write it; this side lists,
@@ -45,12 +45,18 @@ type Table struct {
 	mu   sync.RWMutex  // held for reading while the pass runs
 	pass *ebpf.Program // nil once closed
 
+	end    sync.Once
+	closed chan struct{} // closed by Close, for those who wait
+
 	expiring sync.Mutex // one pass at a time: a reaper must know its condemner
 }
 
 // New makes the flow table, or adopts the pinned one with its flows. A pinned
 // table of other sizes is a [*maps.IncompatibleError], unless Config.OnMismatch
-// says otherwise.
+// is maps.Replace, for an empty one, or maps.Migrate, which copies the flows:
+// more than fit are unix.E2BIG, and what is pinned stays as it was. Programs that
+// run write to the old table until they are replaced; flows that begin meanwhile
+// begin anew after that. A setting that can not be used is os.ErrInvalid.
 func New(cfg Config) (_ *Table, err error) {
 	if cfg, err = cfg.withDefaults(); err != nil {
 		return nil, fmt.Errorf("make the flow table: %w", err)
@@ -61,25 +67,27 @@ func New(cfg Config) (_ *Table, err error) {
 	}
 	var u undo.Stack
 	defer u.Run(&err)
-	t := &Table{cfg: cfg}
+	t := &Table{cfg: cfg, closed: make(chan struct{})}
 	u.Push(t.Close)
-	if t.flows, err = table[bpf.TableTuple, bpf.TableFlow](&u, spec.Maps[flowsTable], 2*cfg.Flows, cfg); err != nil {
+	// The only one that can be too small for what is pinned comes first, so that
+	// nothing is replaced then.
+	if t.flows, err = table[bpf.TableTuple, bpf.TableFlow](&u, spec.Maps[flowsTable], 2*cfg.Flows, cfg, nil); err != nil {
 		return nil, err
 	}
-	if t.ring, err = table[uint32, bpf.TableTuple](&u, spec.Maps[ringTable], cfg.Unconfirmed, cfg); err != nil {
+	if t.ring, err = table[uint32, bpf.TableTuple](&u, spec.Maps[ringTable], cfg.Unconfirmed, cfg, t.fillRing); err != nil {
 		return nil, err
 	}
-	if t.events, err = table[uint32, []uint64](&u, spec.Maps[eventsTable], 0, cfg); err != nil {
+	if t.events, err = table[uint32, []uint64](&u, spec.Maps[eventsTable], 0, cfg, nil); err != nil {
 		return nil, err
 	}
-	if t.fragments, err = table[bpf.TableFragmentKey, bpf.TableFragments](&u, spec.Maps[fragmentsTable], cfg.Fragments, cfg); err != nil {
+	if t.fragments, err = table[bpf.TableFragmentKey, bpf.TableFragments](&u, spec.Maps[fragmentsTable], cfg.Fragments, cfg, nil); err != nil {
 		return nil, err
 	}
 	// A variable of the programs, kept as a table of one.
 	head := spec.Maps[headSection]
 	head.Name, head.Key, head.Value, head.Contents = headTable, nil, nil, nil
 	head.Flags |= unix.BPF_F_MMAPABLE // as the loader makes every variable
-	if t.head, err = table[uint32, uint32](&u, head, 0, cfg); err != nil {
+	if t.head, err = table[uint32, uint32](&u, head, 0, cfg, nil); err != nil {
 		return nil, err
 	}
 	if err := t.loadPass(); err != nil {
@@ -90,20 +98,27 @@ func New(cfg Config) (_ *Table, err error) {
 
 // Open opens the flow table that is pinned in the folder pins and never makes
 // one: for tools that list, look up, count and flush. An absent one answers
-// os.ErrNotExist. The table does not tell the settings of its owner, so what
-// Open returns is no block of programs.Load and does not expire.
+// os.ErrNotExist, one of another schema or layout [*maps.IncompatibleError]. The
+// table does not tell the settings of its owner, so what Open returns is no
+// block of programs.Load and does not expire.
 func Open(pins string) (_ *Table, err error) {
+	spec, err := bpf.LoadTable()
+	if err != nil {
+		return nil, fmt.Errorf("read the tables object: %w", err)
+	}
 	var u undo.Stack
 	defer u.Run(&err)
-	t := new(Table)
+	t := &Table{closed: make(chan struct{})}
 	if t.cfg, err = (Config{}).withDefaults(); err != nil {
 		return nil, err
 	}
 	u.Push(t.Close)
-	if t.flows, err = maps.Open[bpf.TableTuple, bpf.TableFlow](filepath.Join(pins, flowsTable)); err != nil {
+	flows := maps.Spec[bpf.TableTuple, bpf.TableFlow]{Map: spec.Maps[flowsTable], Schema: schema}
+	if t.flows, err = maps.OpenSpec(filepath.Join(pins, flowsTable), flows); err != nil {
 		return nil, err
 	}
-	if t.events, err = maps.Open[uint32, []uint64](filepath.Join(pins, eventsTable)); err != nil {
+	events := maps.Spec[uint32, []uint64]{Map: spec.Maps[eventsTable], Schema: schema}
+	if t.events, err = maps.OpenSpec(filepath.Join(pins, eventsTable), events); err != nil {
 		return nil, err
 	}
 	if err := t.loadPass(); err != nil {
@@ -114,43 +129,67 @@ func Open(pins string) (_ *Table, err error) {
 
 // table makes or adopts one of the tables. One that was made loses its pin again
 // if the whole can not be had.
-func table[K, V any](u *undo.Stack, ms *ebpf.MapSpec, entries int, cfg Config) (*maps.Map[K, V], error) {
+func table[K, V any](u *undo.Stack, ms *ebpf.MapSpec, entries int, cfg Config, migrate func(old, next *ebpf.Map) error) (*maps.Map[K, V], error) {
 	if entries > 0 {
 		ms.MaxEntries = uint32(entries)
 	}
 	isNew := bpffs.IsFree(cfg.Pins, ms.Name)
-	m, err := maps.New(maps.Spec[K, V]{Map: ms, Schema: schema}, cfg.Config)
+	m, err := maps.New(maps.Spec[K, V]{Map: ms, Schema: schema, Migrate: migrate}, cfg.Config)
 	if err == nil && isNew {
 		u.Push(m.Unpin)
 	}
 	return m, err
 }
 
+// fillRing gives the unconfirmed flows their places in a ring of another size.
+// It follows from the flows, so what the old one holds does not matter. A flow
+// whose place the ring does not have ends with its time and not for a newer one.
+func (t *Table) fillRing(_, next *ebpf.Map) error {
+	ring, err := maps.Wrap[uint32, bpf.TableTuple](next)
+	if err != nil {
+		return err
+	}
+	var failed error
+	_, err = ring.SetAll(func(yield func(uint32, bpf.TableTuple) bool) {
+		for e, err := range t.flows.All() {
+			if failed = err; err != nil {
+				return
+			}
+			f := e.Value
+			if isOriginal(f) && f.Stage == uint32(bpf.TableFlowStageFLOW_NEW) && int(f.Slot) < ring.Capacity() && !yield(f.Slot, e.Key) {
+				return
+			}
+		}
+	})
+	return errors.Join(failed, err, ring.Close())
+}
+
 // Close drops our handles; a pinned table stays, and so do the programs that
 // use it. It waits for a pass that is under way. Idempotent. Other methods
-// answer os.ErrClosed afterwards.
+// answer os.ErrClosed afterwards, and Run returns.
 func (t *Table) Close() error {
+	t.end.Do(func() { close(t.closed) })
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	var errs []error
-	if t.flows != nil {
-		errs = append(errs, t.flows.Close())
-	}
-	if t.ring != nil {
-		errs = append(errs, t.ring.Close())
+	if t.pass != nil {
+		errs = append(errs, t.pass.Close())
+		t.pass = nil
 	}
 	if t.head != nil {
 		errs = append(errs, t.head.Close())
 	}
-	if t.events != nil {
-		errs = append(errs, t.events.Close())
-	}
 	if t.fragments != nil {
 		errs = append(errs, t.fragments.Close())
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.pass != nil {
-		errs = append(errs, t.pass.Close())
-		t.pass = nil
+	if t.events != nil {
+		errs = append(errs, t.events.Close())
+	}
+	if t.ring != nil {
+		errs = append(errs, t.ring.Close())
+	}
+	if t.flows != nil {
+		errs = append(errs, t.flows.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -161,7 +200,7 @@ func (t *Table) Remove() error {
 	if t.ring == nil {
 		return errors.New("remove the flow table: it was opened for reading")
 	}
-	return errors.Join(t.flows.Remove(), t.ring.Remove(), t.head.Remove(), t.events.Remove(), t.fragments.Remove(), t.Close())
+	return errors.Join(t.Close(), t.head.Remove(), t.fragments.Remove(), t.events.Remove(), t.ring.Remove(), t.flows.Remove())
 }
 
 // DatapathParts makes the table a block of programs.Load.

@@ -82,9 +82,9 @@ func (c conn) byIndex(index int) (netlink.Link, error) {
 	return l, nil
 }
 
-// findOurs returns the device of that name if it is of the wanted kind, nil if
-// there is none, and ErrForeign otherwise.
-func (c conn) findOurs(name, kind string) (netlink.Link, error) {
+// findKind returns the device of that name if it is of the wanted kind, nil if
+// there is none, and ErrForeign otherwise. Whose it is, only its mark tells.
+func (c conn) findKind(name, kind string) (netlink.Link, error) {
 	l, err := c.find(name)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -111,7 +111,6 @@ func (c conn) remove(l netlink.Link) error {
 type shape struct {
 	mtu   int
 	mac   net.HardwareAddr
-	alias string
 	noARP bool
 }
 
@@ -123,11 +122,6 @@ func (c conn) reshape(l netlink.Link, want shape) error {
 			return nil
 		}
 		return fmt.Errorf("set the %s of device %s: %w", what, a.Name, explainPermission(absent(err)))
-	}
-	if want.alias != "" && a.Alias != want.alias {
-		if err := step("alias", c.LinkSetAlias(l, want.alias)); err != nil {
-			return err
-		}
 	}
 	if want.noARP && a.RawFlags&unix.IFF_NOARP == 0 {
 		if err := step("NOARP flag", c.LinkSetARPOff(l)); err != nil {

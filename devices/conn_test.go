@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -122,48 +121,4 @@ func TestMAC(t *testing.T) {
 		require.False(t, seen[mac.String()])
 		seen[mac.String()] = true
 	}
-}
-
-// Who has no right is told what is needed, and nothing is left. The thread that
-// gives its rights up ends with the function.
-func TestNoPrivilege(t *testing.T) {
-	t.Parallel()
-	ns, workload := newNS(t), newNS(t)
-	unprivileged := func(fn func() error) error {
-		return ns.Do(func() error {
-			head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-			var none [2]unix.CapUserData
-			if err := unix.Capset(&head, &none[0]); err != nil {
-				return err
-			}
-			return fn()
-		})
-	}
-	for what, try := range map[string]func() error{
-		"host pair": func() error {
-			_, err := EnsureHostPair(Namespace{}, HostPair{Addrs: addrs("10.0.0.1")})
-			return err
-		},
-		"vxlan": func() error { _, err := EnsureVXLAN(Namespace{}, VXLAN{}); return err },
-		"route": func() error {
-			return EnsureRoute(Namespace{}, Route{Prefix: prefix("10.0.0.0/8"), Dev: "lo"})
-		},
-		"up":     func() error { return SetLinkUp(Namespace{}, addedLink(t, ns)) },
-		"remove": func() error { return RemoveLink(Namespace{}, addedLink(t, ns)) },
-	} {
-		err := unprivileged(try)
-		require.ErrorIs(t, err, os.ErrPermission, what)
-		require.ErrorContains(t, err, "CAP_NET_ADMIN", what)
-	}
-	requireNothingLeft(t, ns, "other0", "other1")
-	requireNothingLeft(t, workload)
-}
-
-// addedLink makes a device that is not ours, once.
-func addedLink(t *testing.T, ns Namespace) Link {
-	t.Helper()
-	if l, err := FindLink(ns, "other0"); err == nil {
-		return l
-	}
-	return addVeth(t, ns, "other0", "other1")
 }

@@ -23,9 +23,17 @@
 // the machine equal to what it is given: a second call changes nothing, drift
 // is repaired in place with the ifindex kept, and a device is made anew only
 // when the kernel can not change it. What an Ensure function has begun it takes
-// back when it fails. A Remove function of something absent is nil. Acts that
-// destroy go by ifindex and name together, and a device that is not ours
-// answers [ErrForeign] and is left alone.
+// back when it fails. A Remove function of something absent is nil.
+//
+// # Ownership
+//
+// A device that this package makes carries an alias which says what it is, such
+// as "datapath vxlan"; "ip link" shows it. A device of a wanted name with another
+// alias or without one is not ours: the answer is [ErrForeign], and it is left
+// alone. Only what a process leaves that is killed in the middle of making a
+// device is finished by the next Ensure call: a device as wanted that has no
+// alias, is down and has no address. Acts that take a [Link] go by ifindex and
+// name together.
 //
 // # Concurrency
 //

@@ -131,7 +131,8 @@ func has4(addrs []netip.Addr) bool {
 // Drift of a veth that exists is repaired in place. The veth is made anew only
 // if its peer is in another namespace than it should be. A device on the node
 // or in the workload's namespace that has the name and is not this endpoint's
-// answers [ErrForeign]. If a step fails, a veth that this call made is removed.
+// answers [ErrForeign]; this endpoint's carries an alias with its name, see the
+// text of the package. If a step fails, a veth that this call made is removed.
 //
 // With IPv4 forwarding on, a node forwards what an endpoint sends before a
 // program is attached, see [Endpoint.Hold].
@@ -204,7 +205,7 @@ func (c conn) ensureEndpoint(want Endpoint) (got EndpointLink, err error) {
 		return got, err
 	}
 
-	if err := c.reshape(host, shape{mtu: want.MTU, mac: want.HostMAC, alias: endpointAlias(want.Name)}); err != nil {
+	if err := c.reshape(host, shape{mtu: want.MTU, mac: want.HostMAC}); err != nil {
 		return got, err
 	}
 	if err := quiet(want.HostName); err != nil {
@@ -262,6 +263,9 @@ func (c conn) vethFor(want Endpoint, fd int, pc conn, back *undo.Stack) (host, p
 		return nil, nil, fmt.Errorf("make the veth: %w", explainPermission(err))
 	}
 	back.Push(func() error { return c.remove(veth) })
+	if err := c.mark(veth, endpointAlias(want.Name)); err != nil {
+		return nil, nil, err
+	}
 	if host, peer, err = c.findVeth(want, fd, pc); err != nil {
 		return nil, nil, err
 	}
@@ -271,10 +275,11 @@ func (c conn) vethFor(want Endpoint, fd int, pc conn, back *undo.Stack) (host, p
 	return host, peer, nil
 }
 
-// findVeth returns the ends that exist. A host end without a peer is this
-// endpoint's but leads into another namespace.
+// findVeth returns the ends that exist and are this endpoint's, and marks one
+// that was left unfinished. A host end without a peer is this endpoint's but
+// leads into another namespace.
 func (c conn) findVeth(want Endpoint, fd int, pc conn) (host, peer netlink.Link, err error) {
-	host, err = c.findOurs(want.HostName, "veth")
+	host, err = c.findKind(want.HostName, "veth")
 	if err != nil || host == nil {
 		return nil, nil, err
 	}
@@ -290,11 +295,14 @@ func (c conn) findVeth(want Endpoint, fd int, pc conn) (host, peer netlink.Link,
 			return nil, nil, err
 		}
 	}
-	// The mark is set after the veth is made, so a process that died in between
-	// leaves a veth without one; a peer in the right place speaks for it.
-	adopt := a.Alias == "" && peer != nil && peer.Attrs().Name == want.PeerName
-	if a.Alias != endpointAlias(want.Name) && !adopt {
-		return nil, nil, fmt.Errorf("veth %s has the alias %q and is not of this endpoint: %w; remove it or choose another name", a.Name, a.Alias, ErrForeign)
+	// Only a peer in the right place can speak for a veth without a mark.
+	if peer != nil && peer.Attrs().Name == want.PeerName {
+		err = c.claim(host, endpointAlias(want.Name), end{pc, peer})
+	} else {
+		err = checkMark(host, endpointAlias(want.Name))
+	}
+	if err != nil {
+		return nil, nil, err
 	}
 	return host, peer, nil
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -138,7 +139,6 @@ func TestEndpointRepairsDrift(t *testing.T) {
 		"host small MTU": node(mtu(1000)),
 		"host down":      node(down),
 		"host MAC":       node(mac),
-		"host alias":     node(func(c conn, l netlink.Link) error { return c.LinkSetAlias(l, "") }),
 		"host sysctls": node(func(c conn, l netlink.Link) error {
 			return setSysctls([]Sysctl{{IPv4, l.Attrs().Name, "rp_filter", 2}, {IPv6, l.Attrs().Name, "disable_ipv6", 0}})
 		}),
@@ -356,10 +356,9 @@ func TestEndpointLeavesForeignDevicesAlone(t *testing.T) {
 	require.Equal(t, []EndpointLink{taken}, list, "only what is ours")
 }
 
-// What a process that died right after the creation leaves behind.
-func TestEndpointAdoptsAnUnfinishedOne(t *testing.T) {
-	t.Parallel()
-	node, workload := newNS(t), newNS(t)
+// addBlueVeth makes the veth of the endpoint blue, but without a mark.
+func addBlueVeth(t *testing.T, node, workload Namespace) Link {
+	t.Helper()
 	fd, err := workload.dup()
 	require.NoError(t, err)
 	defer unix.Close(fd)
@@ -370,10 +369,74 @@ func TestEndpointAdoptsAnUnfinishedOne(t *testing.T) {
 		veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsFd(fd)
 		return c.LinkAdd(veth)
 	})
-	l := find(t, node, EndpointLinkName("blue"))
+	return find(t, node, EndpointLinkName("blue"))
+}
+
+// What a process that died right after the creation leaves behind.
+func TestEndpointAdoptsAnUnfinishedOne(t *testing.T) {
+	t.Parallel()
+	node, workload := newNS(t), newNS(t)
+	l := addBlueVeth(t, node, workload)
 	got, err := EnsureEndpoint(node, blue(workload))
 	require.NoError(t, err)
 	require.Equal(t, l.Index, got.Index)
+	require.Equal(t, endpointAlias("blue"), attrs(t, node, l.Name).Alias)
+}
+
+// A veth in the right places without our mark, that somebody has done something
+// to, is his.
+func TestEndpointLeavesUnmarkedVethsInUseAlone(t *testing.T) {
+	t.Parallel()
+	name := EndpointLinkName("blue")
+	address := func(c conn, l netlink.Link) error {
+		return c.AddrAdd(l, &netlink.Addr{IPNet: ipNet(prefix("192.0.2.1/24"))})
+	}
+	for what, use := range map[string]func(t *testing.T, node, workload Namespace){
+		"the node's end is up":              func(t *testing.T, node, _ Namespace) { with(t, node, change(name, conn.up)) },
+		"the workload's end is up":          func(t *testing.T, _, workload Namespace) { with(t, workload, change("eth0", conn.up)) },
+		"an address on the node's end":      func(t *testing.T, node, _ Namespace) { with(t, node, change(name, address)) },
+		"an address on the workload's end":  func(t *testing.T, _, workload Namespace) { with(t, workload, change("eth0", address)) },
+		"the workload's end is named other": func(t *testing.T, _, workload Namespace) { with(t, workload, change("eth0", renameTo("net0"))) },
+		"ours, in use, that lost its mark": func(t *testing.T, node, workload Namespace) {
+			_, err := EnsureEndpoint(node, blue(workload))
+			require.NoError(t, err)
+			with(t, node, change(name, func(c conn, l netlink.Link) error { return c.LinkSetAlias(l, "") }))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			node, workload := newNS(t), newNS(t)
+			addBlueVeth(t, node, workload)
+			use(t, node, workload)
+			state := func() (all []Link) {
+				for _, ns := range []Namespace{node, workload} {
+					links, err := ListLinks(ns)
+					require.NoError(t, err)
+					all = append(all, links...)
+				}
+				return all
+			}
+			before := state()
+			_, err := EnsureEndpoint(node, blue(workload))
+			require.ErrorIs(t, err, ErrForeign)
+			require.ErrorContains(t, err, name)
+			require.ErrorContains(t, err, "remove it or choose another name")
+			require.Equal(t, withoutLinkLocals(before), withoutLinkLocals(state()))
+		})
+	}
+}
+
+func renameTo(name string) func(c conn, l netlink.Link) error {
+	return func(c conn, l netlink.Link) error { return c.rename(l, name) }
+}
+
+// withoutLinkLocals leaves out what the kernel adds by itself a while after a
+// device came up.
+func withoutLinkLocals(all []Link) []Link {
+	for i := range all {
+		all[i].Addrs = slices.DeleteFunc(all[i].Addrs, func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() })
+	}
+	return all
 }
 
 func TestEndpointHold(t *testing.T) {

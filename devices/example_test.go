@@ -48,33 +48,93 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(host.Host.Addrs, pod.Name, pod.EndpointAddrs)
+	fmt.Println(host.Host.Name, host.Host.Addrs)
+	fmt.Println(vxlan.Name, vxlan.MTU)
+	fmt.Println(pod.Name, pod.EndpointAddrs)
+	// Output:
+	// dp_host [10.244.1.1/32]
+	// dp_vxlan 1450
+	// lxcczdxncga4adj [10.244.1.10]
 }
 
 // Routes of a node to the pods of its peers. The set is whole: a peer that is
 // not in it any more loses its route. It needs root.
 func ExampleSyncRoutes() {
-	self := netip.MustParseAddr("10.244.1.1")
-	var routes []devices.Route
-	for _, pods := range []string{"10.244.2.0/24", "10.244.3.0/24"} {
-		routes = append(routes, devices.Route{
-			Prefix: netip.MustParsePrefix(pods),
-			Via:    self,
-			MTU:    1450,
-		})
-	}
-	if err := devices.SyncRoutes(devices.Namespace{}, "dp_host", routes); err != nil {
+	node, err := devices.NewNamespace()
+	if err != nil {
 		log.Fatal(err)
 	}
+	defer node.Close()
+	self := netip.MustParseAddr("10.244.1.1")
+	if _, err := devices.EnsureHostPair(node, devices.HostPair{Addrs: []netip.Addr{self}}); err != nil {
+		log.Fatal(err)
+	}
+
+	for _, peers := range [][]string{{"10.244.2.0/24", "10.244.3.0/24"}, {"10.244.3.0/24"}} {
+		var routes []devices.Route
+		for _, pods := range peers {
+			routes = append(routes, devices.Route{
+				Prefix: netip.MustParsePrefix(pods),
+				Via:    self,
+				MTU:    1450,
+			})
+		}
+		if err := devices.SyncRoutes(node, "dp_host", routes); err != nil {
+			log.Fatal(err)
+		}
+		now, err := devices.ListRoutes(node, "dp_host")
+		if err != nil {
+			log.Fatal(err)
+		}
+		for _, r := range now {
+			fmt.Println(r.Prefix, "via", r.Via, "mtu", r.MTU)
+		}
+		fmt.Println()
+	}
+	// Output:
+	// 10.244.2.0/24 via 10.244.1.1 mtu 1450
+	// 10.244.3.0/24 via 10.244.1.1 mtu 1450
+	//
+	// 10.244.3.0/24 via 10.244.1.1 mtu 1450
 }
 
 // Somebody else has the port. It needs root.
 func ExampleEnsureVXLAN_portInUse() {
-	_, err := devices.EnsureVXLAN(devices.Namespace{}, devices.VXLAN{})
+	node, err := devices.NewNamespace()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer node.Close()
+	if _, err := devices.EnsureVXLAN(node, devices.VXLAN{Name: "other_vxlan"}); err != nil {
+		log.Fatal(err)
+	}
+
+	_, err = devices.EnsureVXLAN(node, devices.VXLAN{})
 	var taken *devices.PortInUseError
 	if errors.As(err, &taken) {
 		fmt.Println(taken.Port, "is held by", taken.Owner)
 	}
+	// Output: 8472 is held by vxlan device other_vxlan (ifindex 2)
+}
+
+// What is there, with the settings that a [devices.Link] does not tell. It
+// needs root, but only to make the device.
+func ExampleFindVXLAN() {
+	node, err := devices.NewNamespace()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer node.Close()
+	want := devices.VXLAN{SourcePorts: devices.PortRange{Low: 32768, High: 61000}}
+	if _, err := devices.EnsureVXLAN(node, want); err != nil {
+		log.Fatal(err)
+	}
+	vxlan, err := devices.FindVXLAN(node, "")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(vxlan.Name, vxlan.Port, vxlan.SourcePorts, vxlan.UDPChecksum)
+	// Output: dp_vxlan 8472 {32768 61000} false
 }
 
 // Bad input is found before the kernel is asked, and needs no rights.

@@ -6,9 +6,15 @@ import "fmt"
 
 // Forwarding says how a node's own stack treats packets that are not for it.
 type Forwarding struct {
-	// Devices get rp_filter and send_redirects switched off, each for itself.
-	// The host pair and the devices that this package makes need not be named.
+	// Devices are the uplinks. They take a source only from where its route
+	// points (rp_filter 1), so that no machine beside the node speaks as one of
+	// its endpoints; IPv6 has no such filter, and there the programs look. They
+	// send no redirects. The host pair and the devices that this package makes
+	// need not be named.
 	Devices []string
+	// Asymmetric is for a node whose packets come in by another uplink than the
+	// answers leave by: the reverse path filter of Devices is off.
+	Asymmetric bool
 	// AcceptRA names devices that keep taking their IPv6 address and default
 	// route from router advertisements. The kernel stops to listen to them on a
 	// forwarding node unless accept_ra is 2.
@@ -17,8 +23,9 @@ type Forwarding struct {
 
 // EnsureForwarding prepares the stack of a node: IPv4 and IPv6 forwarding on,
 // the reverse path filter of "all" off (it would be added to every device, and
-// packets of the overlay come in elsewhere than their routes point), and
-// redirects off, since packets leave a node by the device they came in by.
+// packets of the overlay come in elsewhere than their routes point), that of the
+// uplinks on, and redirects off, since packets leave a node by the device they
+// came in by.
 //
 // Forwarding of IPv6 is left out where the kernel has none. Switching IPv4
 // forwarding from 0 to 1 resets the forwarding setting of each device, so call
@@ -33,9 +40,13 @@ func EnsureForwarding(ns Namespace, want Forwarding) error {
 	err := ns.Do(func() error {
 		// Devices first: if one is absent, nothing else has been touched.
 		var all []Sysctl
+		filter := 1
+		if want.Asymmetric {
+			filter = 0
+		}
 		for _, dev := range want.Devices {
 			all = append(all,
-				Sysctl{IPv4, dev, "rp_filter", 0},
+				Sysctl{IPv4, dev, "rp_filter", filter},
 				Sysctl{IPv4, dev, "send_redirects", 0},
 			)
 		}

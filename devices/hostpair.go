@@ -79,7 +79,8 @@ func (p HostPair) check() (HostPair, error) {
 //
 // The MACs are chosen once, in the request that makes the pair, so that udev
 // has no reason to change them. The pair is made anew only if one end lost the
-// other. A device of either name that is not ours answers [ErrForeign].
+// other. A device of either name that is not ours answers [ErrForeign]; ours
+// carry an alias, see the text of the package.
 func EnsureHostPair(ns Namespace, want HostPair) (HostLinks, error) {
 	want, err := want.check()
 	if err != nil {
@@ -101,13 +102,22 @@ func (c conn) ensureHostPair(want HostPair) (got HostLinks, err error) {
 	var back undo.Stack
 	defer back.Run(&err)
 
-	host, peer, err := c.findHostPair(want)
+	host, peer, err := c.hostPairEnds(want)
+	if err != nil {
+		return got, err
+	}
+	switch {
+	case peer != nil:
+		err = c.claim(host, hostPairAlias, end{c, peer})
+	case host != nil:
+		err = checkMark(host, hostPairAlias)
+	}
 	if err != nil {
 		return got, err
 	}
 	if host == nil || peer == nil {
 		// Whoever has the other name must not be found out half-way.
-		if other, err := c.findOurs(want.NetName, "veth"); err != nil {
+		if other, err := c.findKind(want.NetName, "veth"); err != nil {
 			return got, err
 		} else if other != nil && (host == nil || other.Attrs().Index != host.Attrs().ParentIndex) {
 			return got, fmt.Errorf("device %s exists and is not the peer of %s: %w; remove it or choose another name", want.NetName, want.HostName, ErrForeign)
@@ -125,6 +135,9 @@ func (c conn) ensureHostPair(want HostPair) (got HostLinks, err error) {
 			return got, fmt.Errorf("make the veth: %w", explainPermission(err))
 		}
 		back.Push(func() error { return c.remove(veth) })
+		if err := c.mark(veth, hostPairAlias); err != nil {
+			return got, err
+		}
 		if host, peer, err = c.findHostPair(want); err != nil {
 			return got, err
 		}
@@ -133,7 +146,7 @@ func (c conn) ensureHostPair(want HostPair) (got HostLinks, err error) {
 		}
 	}
 
-	if err := c.reshape(host, shape{mtu: want.MTU, noARP: true, alias: hostPairAlias}); err != nil {
+	if err := c.reshape(host, shape{mtu: want.MTU, noARP: true}); err != nil {
 		return got, err
 	}
 	if err := c.reshape(peer, shape{mtu: want.MTU, noARP: true}); err != nil {
@@ -178,10 +191,22 @@ func hostSettings(want HostPair) error {
 	))
 }
 
-// findHostPair returns the ends that exist and are ours. A host end without a
-// peer is one that has to be made anew.
+// findHostPair returns the ends that exist and carry our mark. A host end
+// without a peer is one that has to be made anew.
 func (c conn) findHostPair(want HostPair) (host, peer netlink.Link, err error) {
-	host, err = c.findOurs(want.HostName, "veth")
+	host, peer, err = c.hostPairEnds(want)
+	if err != nil || host == nil {
+		return nil, nil, err
+	}
+	if err := checkMark(host, hostPairAlias); err != nil {
+		return nil, nil, err
+	}
+	return host, peer, nil
+}
+
+// hostPairEnds returns the ends that exist, whosever they are.
+func (c conn) hostPairEnds(want HostPair) (host, peer netlink.Link, err error) {
+	host, err = c.findKind(want.HostName, "veth")
 	if err != nil || host == nil {
 		return nil, nil, err
 	}
@@ -196,11 +221,6 @@ func (c conn) findHostPair(want HostPair) (host, peer netlink.Link, err error) {
 		if err == nil && (peer.Attrs().Name != want.NetName || peer.Attrs().ParentIndex != a.Index) {
 			peer = nil
 		}
-	}
-	// The mark is set after the pair is made, so a process that died in between
-	// leaves a pair without one; the right peer speaks for it.
-	if a.Alias != hostPairAlias && (peer == nil || a.Alias != "") {
-		return nil, nil, fmt.Errorf("veth %s has the alias %q and not ours: %w; remove it or choose another name", a.Name, a.Alias, ErrForeign)
 	}
 	return host, peer, nil
 }
@@ -231,7 +251,8 @@ func RemoveHostPair(ns Namespace, want HostPair) error {
 }
 
 // FindHostPair returns the ends of a host pair that exists. Only the names of
-// want are used. If there is none, errors.Is(err, os.ErrNotExist).
+// want are used. If there is none, errors.Is(err, os.ErrNotExist); a device of
+// the name that is not ours answers [ErrForeign].
 func FindHostPair(ns Namespace, want HostPair) (HostLinks, error) {
 	if want.HostName == "" {
 		want.HostName = DefaultHostName

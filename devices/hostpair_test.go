@@ -94,7 +94,6 @@ func TestHostPairRepairsDrift(t *testing.T) {
 		"net down":     change("dp_net", func(c conn, l netlink.Link) error { return c.LinkSetDown(l) }),
 		"host ARP":     change("dp_host", arpOn),
 		"net ARP":      change("dp_net", arpOn),
-		"alias":        change("dp_host", func(c conn, l netlink.Link) error { return c.LinkSetAlias(l, "") }),
 		"no addresses": change("dp_host", func(c conn, l netlink.Link) error { return c.ensureAddrs(l, nil, false) }),
 		"more addresses": change("dp_host", func(c conn, l netlink.Link) error {
 			return c.AddrAdd(l, &netlink.Addr{IPNet: ipNet(prefix("10.9.9.9/24"))})
@@ -189,6 +188,31 @@ func TestHostPairLeavesForeignDevicesAlone(t *testing.T) {
 			with(t, ns, change("dp_host", func(c conn, l netlink.Link) error { return c.LinkSetAlias(l, "mine") }))
 			return []string{"dp_host", "dp_net"}
 		},
+		"the right veth with an address": func(t *testing.T, ns Namespace) []string {
+			addVeth(t, ns, "dp_host", "dp_net")
+			with(t, ns, change("dp_host", func(c conn, l netlink.Link) error {
+				return c.AddrAdd(l, &netlink.Addr{IPNet: ipNet(prefix("192.0.2.1/24"))})
+			}))
+			return []string{"dp_host", "dp_net"}
+		},
+		"the right veth with an address on the other end": func(t *testing.T, ns Namespace) []string {
+			addVeth(t, ns, "dp_host", "dp_net")
+			with(t, ns, change("dp_net", func(c conn, l netlink.Link) error {
+				return c.AddrAdd(l, &netlink.Addr{IPNet: ipNet(prefix("2001:db8::1/64"))})
+			}))
+			return []string{"dp_host", "dp_net"}
+		},
+		"the right veth in use": func(t *testing.T, ns Namespace) []string {
+			addVeth(t, ns, "dp_host", "dp_net")
+			with(t, ns, change("dp_net", conn.up))
+			return []string{"dp_host", "dp_net"}
+		},
+		"the right veth that has lost its mark": func(t *testing.T, ns Namespace) []string {
+			_, err := EnsureHostPair(ns, HostPair{Addrs: both})
+			require.NoError(t, err)
+			with(t, ns, change("dp_host", func(c conn, l netlink.Link) error { return c.LinkSetAlias(l, "") }))
+			return []string{"dp_host", "dp_net"}
+		},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -198,8 +222,12 @@ func TestHostPairLeavesForeignDevicesAlone(t *testing.T) {
 			require.NoError(t, err)
 			_, err = EnsureHostPair(ns, HostPair{Addrs: both})
 			require.ErrorIs(t, err, ErrForeign)
+			require.ErrorContains(t, err, names[0])
+			require.ErrorContains(t, err, "remove it or choose another name")
 			if names[0] == "dp_host" {
 				require.ErrorIs(t, RemoveHostPair(ns, HostPair{}), ErrForeign)
+				_, err = FindHostPair(ns, HostPair{})
+				require.ErrorIs(t, err, ErrForeign)
 			} else {
 				require.NoError(t, RemoveHostPair(ns, HostPair{}), "our end is absent")
 			}
@@ -210,14 +238,18 @@ func TestHostPairLeavesForeignDevicesAlone(t *testing.T) {
 	}
 }
 
-// What a process that died right after the creation leaves behind.
+// What a process that died right after the creation leaves behind. Without the
+// mark it may still be somebody else's, so it is not removed.
 func TestHostPairAdoptsAnUnfinishedOne(t *testing.T) {
 	t.Parallel()
 	ns := newNS(t)
 	l := addVeth(t, ns, "dp_host", "dp_net")
+	require.ErrorIs(t, RemoveHostPair(ns, HostPair{}), ErrForeign)
 	got, err := EnsureHostPair(ns, HostPair{Addrs: both})
 	require.NoError(t, err)
 	require.Equal(t, l.Index, got.Host.Index)
+	require.Equal(t, hostPairAlias, attrs(t, ns, "dp_host").Alias)
+	require.NoError(t, RemoveHostPair(ns, HostPair{}))
 }
 
 // Our own pair is lost and its other name is taken: nothing may be torn down

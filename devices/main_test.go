@@ -21,6 +21,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asNobody) != "" {
+		os.Exit(tryAsNobody())
+	}
 	code := 0
 	if err := firstThreadStays(); err != nil {
 		fmt.Println("FAIL:", err)

@@ -60,10 +60,18 @@ func EndpointLinkName(id string) string {
 	return EndpointPrefix + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:MaxNameLen-len(EndpointPrefix)])
 }
 
+// asideName is where the successor of an overlay device is made. It depends on
+// nothing but the name, so the next call finds what a killed one has left.
+func asideName(name string) string {
+	sum := sha256.Sum256([]byte("aside " + name))
+	return "dp_" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:MaxNameLen-len("dp_")])
+}
+
 // The alias of a device says that it is ours and what it is. A name alone does
 // not: names are short, guessable and free to take.
 const (
 	hostPairAlias       = "datapath host pair"
+	vxlanAlias          = "datapath vxlan"
 	endpointAliasPrefix = "datapath endpoint "
 	hashedIDPrefix      = "sha256:"
 	maxAliasLen         = 255 // IFALIASZ minus the closing zero

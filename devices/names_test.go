@@ -71,6 +71,14 @@ func TestEndpointLinkName(t *testing.T) {
 	}
 }
 
+func TestAsideName(t *testing.T) {
+	t.Parallel()
+	// Pinned: a new version must find what a killed one has left.
+	require.Equal(t, "dp_rm7euoxghnnc", asideName("dp_vxlan"))
+	require.NotEqual(t, asideName("dp_vxlan"), asideName("dp_vxlan2"))
+	require.NoError(t, CheckName(asideName("fifteen-bytes-x")))
+}
+
 func FuzzEndpointLinkName(f *testing.F) {
 	f.Add("", "blue")
 	f.Add("a", "a ")

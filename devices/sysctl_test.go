@@ -102,8 +102,14 @@ func TestForwarding(t *testing.T) {
 		assert.Equal(t, 2, sysctl(t, ns, IPv6, "eth1", "accept_ra"))
 		effective, err := EffectiveRPFilter(ns, "eth0")
 		require.NoError(t, err)
-		assert.Zero(t, effective)
+		assert.Equal(t, 1, effective, "nobody beside the node speaks as an endpoint of it")
 	}
+	asymmetric := want
+	asymmetric.Asymmetric = true
+	require.NoError(t, EnsureForwarding(ns, asymmetric))
+	effective, err := EffectiveRPFilter(ns, "eth0")
+	require.NoError(t, err)
+	assert.Zero(t, effective)
 	// Drift, as a settings daemon makes it.
 	require.NoError(t, EnsureSysctls(ns, Sysctl{IPv4, "all", "rp_filter", 2}))
 	require.NoError(t, EnsureForwarding(ns, want))

@@ -3,7 +3,6 @@
 package devices
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/godatapath/datapath/internal/undo"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -85,14 +83,28 @@ func (v VXLAN) check() (VXLAN, error) {
 	return v, nil
 }
 
+// VXLANLink is an overlay device and what it was made with.
+type VXLANLink struct {
+	Link
+	Port        uint16    // UDP destination port and the port listened on
+	SourcePorts PortRange // see there
+	UDPChecksum bool      // whether the device fills the outer UDP checksum
+}
+
 // EnsureVXLAN makes the overlay device exist as described and be up, without
 // IPv6 of its own. MTU, MAC and a device that is down are repaired in place.
-// Port, source ports, checksum flags and flow-based mode can not be changed by
-// the kernel, so if one differs the device is made anew with a new ifindex.
+// Port, source ports and checksum flags can not be changed by the kernel, so if
+// one differs the device is made anew with a new ifindex, and programs that were
+// attached to the old one go with it.
 //
 // If somebody else has the UDP port the error is a [*PortInUseError], and this
-// is found out before anything is touched. A device of that name which is not a
-// vxlan answers [ErrForeign].
+// is found out before anything is touched. A device of that name which is not
+// ours answers [ErrForeign]; ours carries an alias, see the text of the package.
+//
+// A failure leaves the old device as it was. With another port the new one is
+// made aside and takes the place only when it is up. Two devices can not have
+// one port; there the old one is removed first, and after a failure made again
+// with its ifindex, MAC, MTU and settings, but without programs.
 func EnsureVXLAN(ns Namespace, want VXLAN) (Link, error) {
 	want, err := want.check()
 	if err != nil {
@@ -110,8 +122,41 @@ func EnsureVXLAN(ns Namespace, want VXLAN) (Link, error) {
 	return got, nil
 }
 
+// FindVXLAN returns the overlay device of that name ("" means dp_vxlan) with
+// its settings. If there is none, errors.Is(err, os.ErrNotExist); a device that
+// is not ours answers [ErrForeign].
+func FindVXLAN(ns Namespace, name string) (VXLANLink, error) {
+	if name == "" {
+		name = DefaultVXLANName
+	}
+	if err := checkName("vxlan device name", name); err != nil {
+		return VXLANLink{}, fmt.Errorf("find vxlan: %w", err)
+	}
+	var got VXLANLink
+	err := withConn(ns, func(c conn) error {
+		v, err := c.findVXLAN(name)
+		if err != nil {
+			return err
+		}
+		if v == nil {
+			return os.ErrNotExist
+		}
+		got = VXLANLink{
+			Port:        uint16(v.Port),
+			SourcePorts: PortRange{uint16(v.PortLow), uint16(v.PortHigh)},
+			UDPChecksum: v.UDPCSum,
+		}
+		got.Link, err = c.describe(v)
+		return err
+	})
+	if err != nil {
+		return VXLANLink{}, fmt.Errorf("find vxlan %s: %w", name, err)
+	}
+	return got, nil
+}
+
 // RemoveVXLAN removes the overlay device of that name ("" means dp_vxlan). Nil
-// if it is absent; a device that is not a vxlan answers [ErrForeign].
+// if it is absent; a device that is not ours answers [ErrForeign].
 func RemoveVXLAN(ns Namespace, name string) error {
 	if name == "" {
 		name = DefaultVXLANName
@@ -120,11 +165,16 @@ func RemoveVXLAN(ns Namespace, name string) error {
 		return fmt.Errorf("remove vxlan: %w", err)
 	}
 	err := withConn(ns, func(c conn) error {
-		l, err := c.findOurs(name, "vxlan")
-		if err != nil || l == nil {
+		v, err := c.findVXLAN(name)
+		if err != nil {
 			return err
 		}
-		return c.remove(l)
+		if v != nil {
+			if err := c.remove(v); err != nil {
+				return err
+			}
+		}
+		return c.removeAside(name)
 	})
 	if err != nil {
 		return fmt.Errorf("remove vxlan %s: %w", name, err)
@@ -141,13 +191,13 @@ func (c conn) ensureVXLAN(want VXLAN) (got Link, err error) {
 			return Link{}, err
 		}
 	}
-	l, err := c.findOurs(want.Name, "vxlan")
+	old, err := c.claimVXLAN(want)
 	if err != nil {
 		return Link{}, err
 	}
-	var old *netlink.Vxlan
-	if l != nil {
-		old = l.(*netlink.Vxlan)
+	// It may hold the port.
+	if err := c.removeAside(want.Name); err != nil {
+		return Link{}, err
 	}
 	fits := old != nil && want.fits(old)
 	if !fits || old.RawFlags&unix.IFF_UP == 0 {
@@ -155,89 +205,28 @@ func (c conn) ensureVXLAN(want VXLAN) (got Link, err error) {
 			return Link{}, err
 		}
 	}
-	if !fits {
-		if want.MAC == nil && old != nil {
-			want.MAC = old.HardwareAddr // peers may know it
-		}
-		if old != nil {
-			if err := c.remove(old); err != nil {
-				return Link{}, err
-			}
-		}
-		if err := want.create(); err != nil {
-			return Link{}, fmt.Errorf("make the device: %w", c.explainPort(err, want.Port, 0))
-		}
-		if l, err = c.find(want.Name); err != nil {
+	if fits {
+		if err := c.setUpVXLAN(old, want); err != nil {
 			return Link{}, err
 		}
-		made := l
-		back.Push(func() error { return c.remove(made) })
-		v, ok := l.(*netlink.Vxlan)
-		if !ok || !want.fits(v) {
-			return Link{}, errors.New("the kernel made another device than it was asked for")
-		}
+		return c.again(old)
 	}
-	if err := c.reshape(l, shape{mtu: want.MTU, mac: want.MAC}); err != nil {
+	l, err := c.replaceVXLAN(old, want, &back)
+	if err != nil {
 		return Link{}, err
-	}
-	if err := quiet(want.Name); err != nil {
-		return Link{}, err
-	}
-	if err := c.up(l); err != nil {
-		return Link{}, c.explainPort(err, want.Port, l.Attrs().Index)
 	}
 	return c.again(l)
 }
 
-// fits compares what the kernel can not change in a device that exists.
-func (v VXLAN) fits(old *netlink.Vxlan) bool {
-	return old.FlowBased &&
-		old.Port == int(v.Port) &&
-		old.PortLow == int(v.SourcePorts.Low) && old.PortHigh == int(v.SourcePorts.High) &&
-		old.UDPCSum == v.UDPChecksum &&
-		old.UDP6ZeroCSumTx == !v.UDPChecksum &&
-		old.UDP6ZeroCSumRx &&
-		!old.Learning && !old.GBP &&
-		old.VtepDevIndex == 0 && old.SrcAddr == nil && old.Group == nil
-}
-
-// create sends the request itself, since the library does not send the UDP
-// checksum flag when it is off, and the kernel's default is on. The request
-// goes out in the namespace of the calling thread.
-func (v VXLAN) create() error {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.Name)))
-	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(v.MTU))))
-	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, orRandom(v.MAC)))
-
-	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("vxlan"))
-	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
-	flag := func(attr int, on bool) {
-		var b byte
-		if on {
-			b = 1
-		}
-		data.AddRtAttr(attr, []byte{b})
+// setUpVXLAN makes a device that fits be as wanted, and up.
+func (c conn) setUpVXLAN(l netlink.Link, want VXLAN) error {
+	if err := c.reshape(l, shape{mtu: want.MTU, mac: want.MAC}); err != nil {
+		return err
 	}
-	data.AddRtAttr(nl.IFLA_VXLAN_ID, nl.Uint32Attr(0))
-	flag(nl.IFLA_VXLAN_FLOWBASED, true)
-	flag(nl.IFLA_VXLAN_LEARNING, false)
-	flag(nl.IFLA_VXLAN_UDP_CSUM, v.UDPChecksum)
-	flag(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_TX, !v.UDPChecksum)
-	flag(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, true)
-	data.AddRtAttr(nl.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, v.Port))
-	if v.SourcePorts != (PortRange{}) {
-		ports := binary.BigEndian.AppendUint16(nil, v.SourcePorts.Low)
-		data.AddRtAttr(nl.IFLA_VXLAN_PORT_RANGE, binary.BigEndian.AppendUint16(ports, v.SourcePorts.High))
+	if err := quiet(l.Attrs().Name); err != nil {
+		return err
 	}
-	req.AddData(info)
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		return fmt.Errorf("%w (the kernel needs the vxlan module)", err)
-	}
-	return explainPermission(err)
+	return c.explainPort(c.up(l), want.Port, l.Attrs().Index)
 }
 
 // overlayMTU computes the MTU from the underlay device, or from the default

@@ -131,21 +131,16 @@ func TestVXLANIsMadeAnewWhenItMust(t *testing.T) {
 			require.NoError(t, err)
 			require.NotEqual(t, first.Index, again.Index)
 			require.Equal(t, first.MAC, again.MAC, "peers may know the MAC")
+			require.True(t, again.Up)
+			require.Equal(t, vxlanAlias, attrs(t, ns, "dp_vxlan").Alias)
+			require.Equal(t, 1, sysctl(t, ns, IPv6, "dp_vxlan", "disable_ipv6"))
+			require.Zero(t, sysctl(t, ns, IPv4, "dp_vxlan", "rp_filter"))
 			back, err := EnsureVXLAN(ns, VXLAN{})
 			require.NoError(t, err)
 			require.NotEqual(t, again.Index, back.Index)
 			requireNothingLeft(t, ns, "dp_vxlan")
 		})
 	}
-	t.Run("not flow-based", func(t *testing.T) {
-		t.Parallel()
-		ns := newNS(t)
-		plain := addPlainVXLAN(t, ns, "dp_vxlan", 8472, true)
-		got, err := EnsureVXLAN(ns, VXLAN{})
-		require.NoError(t, err)
-		require.NotEqual(t, plain.Index, got.Index)
-		require.True(t, readVXLAN(t, ns, "dp_vxlan").FlowBased)
-	})
 }
 
 func TestVXLANMTUFromTheUnderlay(t *testing.T) {
@@ -297,16 +292,6 @@ func TestVXLANPortsOfOtherNamespacesDoNotMatter(t *testing.T) {
 		_, err := EnsureVXLAN(ns, VXLAN{})
 		require.NoError(t, err)
 	}
-}
-
-func TestVXLANLeavesForeignDevicesAlone(t *testing.T) {
-	t.Parallel()
-	ns := newNS(t)
-	l := addVeth(t, ns, "dp_vxlan", "other")
-	_, err := EnsureVXLAN(ns, VXLAN{})
-	require.ErrorIs(t, err, ErrForeign)
-	require.ErrorIs(t, RemoveVXLAN(ns, ""), ErrForeign)
-	require.Equal(t, l, find(t, ns, "dp_vxlan"))
 }
 
 func TestVXLANBadInput(t *testing.T) {

@@ -14,10 +14,13 @@ import (
 )
 
 const (
-	// rounds bounds a walk that has to be repeated: it goes round the table no
-	// more than so often, and in one round passes over no more than so many times
-	// the keys it knows.
-	rounds = 16
+	// rounds bounds how often a walk goes round the table before it finds
+	// nothing new. Where thousands of keys come and go all the time, tens are
+	// usual.
+	rounds = 256
+	// repeats bounds one round: it passes over no more than so many times the keys
+	// that the walk knows.
+	repeats = 16
 	// holdups bounds how often in a row the kernel may hold a walk up without
 	// giving it an entry.
 	holdups = 1024
@@ -29,7 +32,8 @@ const (
 // it was when the walk came by. The order is the kernel's. The loop may call any
 // method of the table, Delete and Close among them, and may end early. After an
 // error nothing more is yielded; a walk that changes of the table keep throwing
-// back ends with [ebpf.ErrIterationAborted].
+// back, or that finds something new each time it goes round, ends with
+// [ebpf.ErrIterationAborted]: what was yielded need not be all.
 //
 // An array yields its whole capacity. In tries, and in kinds without batch
 // look-up such as tables of devices, the kernel can lose its place when an entry
@@ -92,7 +96,7 @@ func (m *Map[K, V]) walk(visit func(b *buffer[K, V], count int) bool) error {
 			return err
 		}
 	}
-	return nil
+	return fmt.Errorf("%w: something new was found in each of %d rounds, try again when the table changes less", ebpf.ErrIterationAborted, rounds)
 }
 
 // walker is one walk over a table.
@@ -133,7 +137,7 @@ func (w *walker[K, V]) isNew(key *K) bool {
 
 // lost tells whether the pass is thrown back to the front for ever.
 func (w *walker[K, V]) lost() bool {
-	return w.seen != nil && w.again > rounds*(len(w.seen.keys)+batchEntries)
+	return w.seen != nil && w.again > repeats*(len(w.seen.keys)+batchEntries)
 }
 
 func (w *walker[K, V]) passBatches() (bool, error) {

@@ -186,6 +186,36 @@ func TestAWalkThatIsAlwaysThrownBackGivesUp(t *testing.T) {
 	require.ErrorContains(t, errs[0], "thrown")
 }
 
+// A table in which something new comes up each time that the walk goes round: a
+// list that may not be whole is never taken for one.
+func TestAWalkThatAlwaysFindsMoreGivesUp(t *testing.T) {
+	t.Parallel()
+	for _, walk := range []string{"batch", "single"} {
+		m := makeMap(t, trieSpec("more", 2*rounds), Config{})
+		m.noBatch = walk == "single"
+		require.NoError(t, m.Set(prefixOf(0), 0))
+		var errs []error
+		seen := map[prefix]bool{}
+		grow := func(at prefix) {
+			require.False(t, seen[at], "seen twice")
+			seen[at] = true
+			require.NoError(t, m.Set(prefixOf(2*rounds-len(seen)), 0)) // in front of all others
+		}
+		for e, err := range m.All() {
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			grow(e.Key)
+		}
+		require.Len(t, errs, 1, walk)
+		require.ErrorIs(t, errs[0], ebpf.ErrIterationAborted)
+		require.ErrorContains(t, errs[0], "walk over table more: ")
+		require.ErrorContains(t, errs[0], fmt.Sprintf("%d rounds", rounds))
+		assert.Len(t, seen, rounds, "one in each round")
+	}
+}
+
 // While half of the entries come and go, each of the other half is seen exactly
 // once per walk, with a value it had.
 func TestWalksSurviveChurn(t *testing.T) {

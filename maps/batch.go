@@ -11,6 +11,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/godatapath/datapath/internal/invalid"
 )
 
 // SetAll writes many entries, thousands per system call where the kind allows
@@ -28,7 +30,7 @@ func (m *Map[K, V]) SetAll(entries iter.Seq2[K, V]) (int, error) {
 	m.leave()
 	defer func() { m.batches.Put(b) }()
 	if entries == nil {
-		return 0, fmt.Errorf("set many in table %s: entries is nil", m.name)
+		return 0, invalid.Errorf("set many in table %s: entries is nil", m.name)
 	}
 
 	done, filled := 0, 0

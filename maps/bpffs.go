@@ -71,41 +71,6 @@ func UnmountBPFFS(dir string) error {
 	return nil
 }
 
-// ensureFolder makes dir on an existing bpf filesystem. The returned function
-// takes away the folders it has made, as far as they are empty.
-func ensureFolder(dir string) (takeBack func() error, err error) {
-	missing, err := bpffs.Missing(dir)
-	if err != nil {
-		return nil, explainPermission(err)
-	}
-	var made []string
-	takeBack = func() error {
-		for i := len(made) - 1; i >= 0; i-- {
-			err := os.Remove(made[i])
-			if errors.Is(err, unix.ENOTEMPTY) {
-				return nil // others have moved in
-			}
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("take back folder %s: %w", made[i], err)
-			}
-		}
-		return nil
-	}
-	for i := len(missing) - 1; i >= 0; i-- {
-		err := os.Mkdir(missing[i], 0o700)
-		if errors.Is(err, os.ErrExist) {
-			continue
-		}
-		if err != nil {
-			return nil, errors.Join(
-				fmt.Errorf("make folder for pins %s (a bpf filesystem allows no dot in a name): %w", missing[i], explainPermission(err)),
-				takeBack())
-		}
-		made = append(made, missing[i])
-	}
-	return takeBack, nil
-}
-
 // lockFolder keeps other processes, and other goroutines, from changing our
 // pins in dir. The lock ends with the process. Readers need none: every change
 // of a pin is one step.

@@ -22,7 +22,8 @@
 // Go types are checked against the C types, field by field, when a table is
 // made or opened. A pinned table is adopted only if it has the layout that is
 // asked for; an [IncompatibleError] says field by field what differs, and
-// [Config].OnMismatch can have it replaced or migrated in one step.
+// [Config].OnMismatch can have it replaced or migrated in one step, for example
+// when only its size is another.
 //
 // Lifetime: Close drops our handle, Pin outlives the process, Remove takes the
 // table off the machine. All methods may be called by many goroutines at once.
@@ -30,7 +31,8 @@
 // Errors of cilium/ebpf and the system are passed through, so one errors.Is
 // works for all layers: ebpf.ErrKeyNotExist, ebpf.ErrKeyExist,
 // ebpf.ErrMapIncompatible, unix.E2BIG for a full table, os.ErrNotExist for an
-// absent pin, os.ErrClosed after Close. [ErrNoBPFFS] is our own.
+// absent pin, os.ErrInvalid for a setting or an argument that can not be used,
+// os.ErrPermission, os.ErrClosed after Close. [ErrNoBPFFS] is our own.
 //
 // Kernel 5.10 is the floor of this package. Batch operations of tries need 5.16
 // and of per-CPU arrays 5.13; below that, and for the kinds that have none,

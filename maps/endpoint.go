@@ -3,13 +3,13 @@
 package maps
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"net"
 	"net/netip"
 
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/wire"
 )
 
@@ -38,13 +38,13 @@ func (ep Endpoint) value() (bpf.TableEndpoint, error) {
 	var err error
 	switch {
 	case ep.ID == 0:
-		return v, errors.New("ID is 0, which means none")
+		return v, invalid.Errorf("ID is 0, which means none")
 	case !ep.Identity.Valid():
-		return v, fmt.Errorf("Identity is %d, which is neither reserved (1 to 8) nor the user's (256 to %d)", ep.Identity, MaxIdentity)
+		return v, invalid.Errorf("Identity is %d, which is neither reserved (1 to 8) nor the user's (256 to %d)", ep.Identity, MaxIdentity)
 	case !isIfindex(ep.Ifindex):
-		return v, fmt.Errorf("Ifindex is %d, want the index of the host-side device", ep.Ifindex)
+		return v, invalid.Errorf("Ifindex is %d, want the index of the host-side device", ep.Ifindex)
 	case len(ep.Addrs) == 0:
-		return v, errors.New("Addrs is empty, want at least one address")
+		return v, invalid.Errorf("Addrs is empty, want at least one address")
 	}
 	v.Id, v.Identity, v.Ifindex = ep.ID, uint32(ep.Identity), uint32(ep.Ifindex)
 	if v.Mac, err = wire.MAC(ep.MAC); err != nil {
@@ -62,7 +62,7 @@ func (ep Endpoint) value() (bpf.TableEndpoint, error) {
 			slot = 1
 		}
 		if v.Addrs[slot] != (bpf.TableAddress{}) {
-			return v, fmt.Errorf("address %s: a second one of its family", a)
+			return v, invalid.Errorf("address %s: a second one of its family", a)
 		}
 		v.Addrs[slot] = wire.Addr(a)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/godatapath/datapath/internal/block"
 	"github.com/godatapath/datapath/internal/bpf"
 	pinfs "github.com/godatapath/datapath/internal/bpffs"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/node"
 	"github.com/godatapath/datapath/internal/undo"
 	"github.com/godatapath/datapath/internal/wire"
@@ -57,10 +58,13 @@ type Endpoints struct {
 	change *node.Epoch
 }
 
-// NewEndpoints makes the endpoint table, or adopts the pinned one.
+// NewEndpoints makes the endpoint table, or adopts the pinned one. A pinned one
+// of another Max is an [*IncompatibleError], unless OnMismatch is [Replace] or
+// [Migrate]; more endpoints than fit are unix.E2BIG then, and what is pinned
+// stays as it was.
 func NewEndpoints(cfg EndpointsConfig) (_ *Endpoints, err error) {
 	if cfg.Max < 0 || cfg.Max > 1<<24 {
-		return nil, fmt.Errorf("make the endpoint table: Max is %d, want 1 to %d", cfg.Max, 1<<24)
+		return nil, invalid.Errorf("make the endpoint table: Max is %d, want 1 to %d", cfg.Max, 1<<24)
 	}
 	if cfg.Max == 0 {
 		cfg.Max = DefaultEndpoints
@@ -68,32 +72,35 @@ func NewEndpoints(cfg EndpointsConfig) (_ *Endpoints, err error) {
 	var u undo.Stack
 	defer u.Run(&err)
 	e := &Endpoints{change: node.NewEpoch(cfg.Pins)}
-	isNew := pinfs.IsFree(cfg.Pins, endpointByAddr)
-	// An endpoint has up to two addresses, and while it changes them, four.
-	if e.addrs, err = newTable[bpf.TableAddress, bpf.TableEndpoint](endpointByAddr, endpointSchema, 2*cfg.Max+2, cfg.Config); err != nil {
+	isNew := pinfs.IsFree(cfg.Pins, endpointByIfindex)
+	// The one that counts first: if Max is too small for what is pinned, that is
+	// found before anything is replaced.
+	if e.links, err = newTable[uint32, bpf.TableEndpoint](endpointByIfindex, endpointSchema, cfg.Max, cfg.Config); err != nil {
 		return nil, err
 	}
-	u.Push(e.addrs.Close)
+	u.Push(e.links.Close)
 	if isNew {
-		u.Push(e.addrs.Unpin)
+		u.Push(e.links.Unpin)
 	}
-	if e.links, err = newTable[uint32, bpf.TableEndpoint](endpointByIfindex, endpointSchema, cfg.Max, cfg.Config); err != nil {
+	// An endpoint has up to two addresses, and while it changes them, four.
+	if e.addrs, err = newTable[bpf.TableAddress, bpf.TableEndpoint](endpointByAddr, endpointSchema, 2*cfg.Max+2, cfg.Config); err != nil {
 		return nil, err
 	}
 	return e, nil
 }
 
 // OpenEndpoints opens the endpoint table that is pinned in the folder pins and
-// never makes one: for tools. An absent one answers os.ErrNotExist.
+// never makes one: for tools. An absent one answers os.ErrNotExist, one of
+// another schema or layout [*IncompatibleError].
 func OpenEndpoints(pins string) (_ *Endpoints, err error) {
 	var u undo.Stack
 	defer u.Run(&err)
 	e := &Endpoints{change: node.NewEpoch(pins)}
-	if e.addrs, err = Open[bpf.TableAddress, bpf.TableEndpoint](filepath.Join(pins, endpointByAddr)); err != nil {
+	if e.links, err = openTable[uint32, bpf.TableEndpoint](endpointByIfindex, endpointSchema, pins); err != nil {
 		return nil, err
 	}
-	u.Push(e.addrs.Close)
-	if e.links, err = Open[uint32, bpf.TableEndpoint](filepath.Join(pins, endpointByIfindex)); err != nil {
+	u.Push(e.links.Close)
+	if e.addrs, err = openTable[bpf.TableAddress, bpf.TableEndpoint](endpointByAddr, endpointSchema, pins); err != nil {
 		return nil, err
 	}
 	return e, nil
@@ -101,15 +108,32 @@ func OpenEndpoints(pins string) (_ *Endpoints, err error) {
 
 // newTable makes a table as the compiled objects describe it.
 func newTable[K, V any](name string, schema uint32, entries int, cfg Config) (*Map[K, V], error) {
+	spec, err := tableSpec[K, V](name, schema)
+	if err != nil {
+		return nil, err
+	}
+	if entries > 0 {
+		spec.Map.MaxEntries = uint32(entries)
+	}
+	return New(spec, cfg)
+}
+
+// openTable opens a table that must be as the compiled objects describe it, but
+// for its size.
+func openTable[K, V any](name string, schema uint32, pins string) (*Map[K, V], error) {
+	spec, err := tableSpec[K, V](name, schema)
+	if err != nil {
+		return nil, err
+	}
+	return OpenSpec(filepath.Join(pins, name), spec)
+}
+
+func tableSpec[K, V any](name string, schema uint32) (Spec[K, V], error) {
 	spec, err := bpf.LoadTable()
 	if err != nil {
-		return nil, fmt.Errorf("read the tables object: %w", err)
+		return Spec[K, V]{}, fmt.Errorf("read the tables object: %w", err)
 	}
-	ms := spec.Maps[name]
-	if entries > 0 {
-		ms.MaxEntries = uint32(entries)
-	}
-	return New(Spec[K, V]{Map: ms, Schema: schema}, cfg)
+	return Spec[K, V]{Map: spec.Maps[name], Schema: schema}, nil
 }
 
 // Lookup returns the endpoint that has the address; ebpf.ErrKeyNotExist if
@@ -146,12 +170,20 @@ func (e *Endpoints) All() iter.Seq2[Endpoint, error] {
 func (e *Endpoints) Len() (int, error) { return e.links.Len() }
 
 // Close drops our handles; a pinned table stays, and so do the programs that
-// use it. Idempotent.
-func (e *Endpoints) Close() error { return errors.Join(e.links.Close(), e.addrs.Close()) }
+// use it. A change that is under way is finished first. Idempotent.
+func (e *Endpoints) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return errors.Join(e.addrs.Close(), e.links.Close())
+}
 
-// Remove takes the pins away and closes. The table ends with the last program
-// that uses it.
-func (e *Endpoints) Remove() error { return errors.Join(e.links.Remove(), e.addrs.Remove()) }
+// Remove takes the pins away and closes, as [Endpoints.Close] does. The table
+// ends with the last program that uses it.
+func (e *Endpoints) Remove() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return errors.Join(e.addrs.Remove(), e.links.Remove())
+}
 
 // DatapathParts makes the table a block of programs.Load.
 func (e *Endpoints) DatapathParts() block.Parts {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/wire"
 )
 
@@ -72,15 +73,15 @@ func (e *Endpoints) wanted(all []Endpoint) (map[uint32]bpf.TableEndpoint, map[bp
 			return nil, nil, fmt.Errorf("endpoint %d: %w", ep.ID, err)
 		}
 		if other, ok := links[v.Ifindex]; ok {
-			return nil, nil, fmt.Errorf("interface %d: endpoints %d and %d both have it", v.Ifindex, other.Id, v.Id)
+			return nil, nil, invalid.Errorf("interface %d: endpoints %d and %d both have it", v.Ifindex, other.Id, v.Id)
 		}
 		if other, ok := ids[v.Id]; ok {
-			return nil, nil, fmt.Errorf("endpoint %d: comes twice, on interfaces %d and %d", v.Id, other, v.Ifindex)
+			return nil, nil, invalid.Errorf("endpoint %d: comes twice, on interfaces %d and %d", v.Id, other, v.Ifindex)
 		}
 		links[v.Ifindex], ids[v.Id] = v, ep.Ifindex
 		for _, a := range present(v) {
 			if other, ok := addrs[a]; ok {
-				return nil, nil, fmt.Errorf("address %s: endpoints %d and %d both have it", wire.GoAddr(a), other.Id, v.Id)
+				return nil, nil, invalid.Errorf("address %s: endpoints %d and %d both have it", wire.GoAddr(a), other.Id, v.Id)
 			}
 			addrs[a] = v
 		}

@@ -100,6 +100,7 @@ func TestEndpointsSetAndRead(t *testing.T) {
 	assert.ErrorContains(t, err, "10.0.0.2")
 	_, err = r.Lookup(netip.Addr{})
 	require.ErrorContains(t, err, "missing or invalid")
+	require.ErrorIs(t, err, os.ErrInvalid)
 
 	all := map[uint32]Endpoint{}
 	for ep, err := range r.All() {
@@ -163,21 +164,26 @@ func TestEndpointsBadInput(t *testing.T) {
 			assert.Equal(t, 0, r.bumped(func() {
 				err := r.Set(ep)
 				require.ErrorContains(t, err, c.want)
+				require.ErrorIs(t, err, os.ErrInvalid)
 				assert.ErrorContains(t, err, fmt.Sprintf("set endpoint %d: ", ep.ID))
 				_, err = r.Sync([]Endpoint{endpoint(8, 8, "10.0.0.8"), ep})
 				require.ErrorContains(t, err, c.want)
+				require.ErrorIs(t, err, os.ErrInvalid)
 				assert.ErrorContains(t, err, "sync the endpoint table: ")
 			}))
 			r.check(there)
 		})
 	}
 	for _, ifindex := range []int{0, -1, 1<<32 + 9} {
-		require.ErrorContains(t, r.Delete(ifindex), "want the index")
+		err := r.Delete(ifindex)
+		require.ErrorContains(t, err, "want the index")
+		require.ErrorIs(t, err, os.ErrInvalid)
 	}
 	r.check(there)
 	for _, size := range []int{-1, 1<<24 + 1} {
 		_, err := NewEndpoints(EndpointsConfig{Max: size})
 		require.ErrorContains(t, err, "Max is")
+		require.ErrorIs(t, err, os.ErrInvalid)
 	}
 }
 
@@ -316,6 +322,7 @@ func TestEndpointsSync(t *testing.T) {
 		assert.Equal(t, 0, r.bumped(func() {
 			_, err := r.Sync(bad)
 			require.ErrorContains(t, err, name)
+			require.ErrorIs(t, err, os.ErrInvalid)
 		}))
 		r.check(a)
 	}
@@ -493,15 +500,58 @@ func TestEndpointsPins(t *testing.T) {
 	require.ErrorIs(t, err, ErrNoBPFFS)
 }
 
-// If the second table can not be had, the first one is not left behind.
+// If one table can not be had, the other one is not left behind.
 func TestEndpointsConstructorLeavesNothing(t *testing.T) {
 	t.Parallel()
+	for _, name := range []string{endpointByAddr, endpointByIfindex} {
+		dir := mountedFS(t)
+		foreign := makeMap(t, Spec[uint32, uint32]{Map: &ebpf.MapSpec{Name: name, Type: ebpf.Hash, MaxEntries: 1}}, Config{Pins: dir})
+		_, err := NewEndpoints(EndpointsConfig{Config: Config{Pins: dir}})
+		require.ErrorIs(t, err, ebpf.ErrMapIncompatible)
+		_, err = OpenEndpoints(dir)
+		require.Error(t, err)
+		assert.Equal(t, []string{name}, pinsIn(t, dir))
+		require.NoError(t, foreign.Remove())
+	}
+}
+
+// Close and Remove come before a change or after it, never into the middle: a
+// pinned table is left whole, and what Set says of it is true.
+func TestEndpointsCloseWaitsForAChange(t *testing.T) {
+	t.Parallel()
 	dir := mountedFS(t)
-	foreign := makeMap(t, Spec[uint32, uint32]{Map: &ebpf.MapSpec{Name: endpointByIfindex, Type: ebpf.Hash, MaxEntries: 1}}, Config{Pins: dir})
-	_, err := NewEndpoints(EndpointsConfig{Config: Config{Pins: dir}})
-	require.ErrorIs(t, err, ebpf.ErrMapIncompatible)
-	assert.Equal(t, []string{endpointByIfindex}, pinsIn(t, dir))
-	require.NoError(t, foreign.Remove())
+	cfg := EndpointsConfig{Config: Config{Pins: dir}, Max: 16}
+	versions := []Endpoint{endpoint(10, 4, "10.0.0.1", "fd00::1"), endpoint(10, 4, "10.0.0.2", "fd00::2")}
+	last := newEndpoints(t, cfg)
+	require.NoError(t, last.Set(versions[0]))
+	is := versions[0]
+	for range 100 {
+		e, err := NewEndpoints(cfg)
+		require.NoError(t, err)
+		started := make(chan struct{})
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for i := 0; ; i++ {
+				if err := e.Set(versions[i%2]); err != nil {
+					assert.ErrorIs(t, err, os.ErrClosed)
+					return
+				}
+				is = versions[i%2]
+				if i == 0 {
+					close(started)
+				}
+			}
+		}()
+		<-started
+		require.NoError(t, e.Close())
+		require.NoError(t, e.Close())
+		<-done
+		last.check(is)
+	}
+	require.NoError(t, last.Remove())
+	require.NoError(t, last.Remove())
+	assert.Empty(t, pinsIn(t, dir))
 }
 
 func TestEndpointsZeroSlotIsNoAddress(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/undo"
 	"github.com/godatapath/datapath/internal/wire"
 )
@@ -195,7 +196,7 @@ func drop[K comparable, V any](u *undo.Stack, m *Map[K, V], key K) error {
 // there is none.
 func (e *Endpoints) Delete(ifindex int) error {
 	if !isIfindex(ifindex) {
-		return fmt.Errorf("delete the endpoint of interface %d: want the index of the host-side device", ifindex)
+		return invalid.Errorf("delete the endpoint of interface %d: want the index of the host-side device", ifindex)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

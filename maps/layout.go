@@ -7,6 +7,8 @@ import (
 	"reflect"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/godatapath/datapath/internal/invalid"
 )
 
 // layout is how one pair of Go types lies in memory and in the kernel.
@@ -44,7 +46,7 @@ func layoutOf[K, V any](kind ebpf.MapType) (layout, error) {
 	l := layout{key: reflect.TypeFor[K](), value: reflect.TypeFor[V]()}
 	if isPerCPU(kind) {
 		if l.value.Kind() != reflect.Slice {
-			return layout{}, fmt.Errorf("%s has one value per CPU: the Go value type must be []%s", kind, l.value)
+			return layout{}, invalid.Errorf("%s has one value per CPU: the Go value type must be []%s", kind, l.value)
 		}
 		l.value = l.value.Elem()
 		cpus, err := ebpf.PossibleCPU()
@@ -53,7 +55,7 @@ func layoutOf[K, V any](kind ebpf.MapType) (layout, error) {
 		}
 		l.cpus = cpus
 	} else if l.value.Kind() == reflect.Slice {
-		return layout{}, fmt.Errorf("%s has one value per key: the Go value type must be %s", kind, l.value.Elem())
+		return layout{}, invalid.Errorf("%s has one value per key: the Go value type must be %s", kind, l.value.Elem())
 	}
 	l.keySize, l.valueSize = int(l.key.Size()), int(l.value.Size())
 	l.stride = (l.valueSize + 7) &^ 7
@@ -65,11 +67,11 @@ func layoutOf[K, V any](kind ebpf.MapType) (layout, error) {
 		return layout{}, fmt.Errorf("value type %s: %w", l.value, err)
 	}
 	if l.keySize == 0 || l.valueSize == 0 {
-		return layout{}, fmt.Errorf("key type %s and value type %s must not be empty", l.key, l.value)
+		return layout{}, invalid.Errorf("key type %s and value type %s must not be empty", l.key, l.value)
 	}
 	for _, f := range l.keyFields {
 		if f.blank {
-			return layout{}, fmt.Errorf("key type %s has padding in bytes %d to %d: name it in C and set it to zero there", l.key, f.off, f.end()-1)
+			return layout{}, invalid.Errorf("key type %s has padding in bytes %d to %d: name it in C and set it to zero there", l.key, f.off, f.end()-1)
 		}
 	}
 	for _, f := range l.valFields {
@@ -113,7 +115,7 @@ func walkGo(t reflect.Type, path string, off int, out *[]field) error {
 		for i := range t.NumField() {
 			f := t.Field(i)
 			if int(f.Offset) != at {
-				return fmt.Errorf("the Go compiler pads %s with %d bytes before field %s: name them", path, int(f.Offset)-at, f.Name)
+				return invalid.Errorf("the Go compiler pads %s with %d bytes before field %s: name them", path, int(f.Offset)-at, f.Name)
 			}
 			at += int(f.Type.Size())
 			if f.Type.Size() == 0 { // structs.HostLayout
@@ -128,11 +130,11 @@ func walkGo(t reflect.Type, path string, off int, out *[]field) error {
 			}
 		}
 		if at != int(t.Size()) {
-			return fmt.Errorf("the Go compiler pads %s with %d bytes at its end: name them", path, int(t.Size())-at)
+			return invalid.Errorf("the Go compiler pads %s with %d bytes at its end: name them", path, int(t.Size())-at)
 		}
 		return nil
 	default:
-		return fmt.Errorf("%s is a %s: only fixed-size numbers, arrays and structs of them have one layout in C and Go", path, t)
+		return invalid.Errorf("%s is a %s: only fixed-size numbers, arrays and structs of them have one layout in C and Go", path, t)
 	}
 }
 

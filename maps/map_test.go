@@ -173,12 +173,16 @@ func TestPerCPUValuesAreSlices(t *testing.T) {
 				}
 
 				wrong := make([]counter, cpus+1)
-				require.ErrorContains(t, m.Set(1, wrong), "one for each")
+				err = m.Set(1, wrong)
+				require.ErrorContains(t, err, "one for each")
+				require.ErrorIs(t, err, os.ErrInvalid)
 				n, err = m.SetAll(func(yield func(uint32, []counter) bool) { _ = yield(20, make1(1)) && yield(21, wrong) })
 				require.ErrorContains(t, err, "key 21")
+				require.ErrorIs(t, err, os.ErrInvalid)
 				assert.Equal(t, 1, n)
 				_, err = m.Sync(func(yield func(uint32, []counter) bool) { yield(3, nil) })
 				require.ErrorContains(t, err, "key 3")
+				require.ErrorIs(t, err, os.ErrInvalid)
 				if kind != ebpf.PerCPUArray {
 					_, err = m.Lookup(999)
 					require.ErrorIs(t, err, ebpf.ErrKeyNotExist)
@@ -350,17 +354,19 @@ func TestBadSpecs(t *testing.T) {
 		}, "Mismatch(9)"},
 		{"no entries", func() (any, error) {
 			return New(Spec[uint32, uint32]{Map: &ebpf.MapSpec{Name: "t", Type: ebpf.Hash}}, Config{})
-		}, "make table t"},
+		}, "make table t: Spec.Map.MaxEntries is 0"},
 		{"wrap nil", func() (any, error) { return Wrap[uint32, uint32](nil) }, "it is nil"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m, err := c.make()
 			require.ErrorContains(t, err, c.want)
+			require.ErrorIs(t, err, os.ErrInvalid)
 			require.True(t, isNil(m))
 		})
 	}
 	_, err := layoutOf[netipLike, uint32](ebpf.Hash)
 	require.ErrorContains(t, err, "only fixed-size")
+	require.ErrorIs(t, err, os.ErrInvalid)
 }
 
 func TestNilSequencesAreRefused(t *testing.T) {
@@ -369,8 +375,10 @@ func TestNilSequencesAreRefused(t *testing.T) {
 	require.NoError(t, m.Set(keyOf(1), valueOf(1)))
 	_, err := m.Sync(nil)
 	require.ErrorContains(t, err, "want is nil")
+	require.ErrorIs(t, err, os.ErrInvalid)
 	_, err = m.SetAll(nil)
 	require.ErrorContains(t, err, "entries is nil")
+	require.ErrorIs(t, err, os.ErrInvalid)
 	n, err := m.DeleteAll(nil)
 	require.NoError(t, err)
 	assert.Zero(t, n)

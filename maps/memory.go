@@ -4,9 +4,10 @@ package maps
 
 import (
 	"bytes"
-	"fmt"
 	"reflect"
 	"unsafe"
+
+	"github.com/godatapath/datapath/internal/invalid"
 )
 
 // This file is the only one that looks at keys and values as bytes. layoutOf
@@ -60,7 +61,7 @@ func encodeCPUs[V any](l *layout, raw []byte, value *V) error {
 func cpuSlices[V any](l *layout, value *V) ([][]byte, error) {
 	s := reflect.ValueOf(value).Elem()
 	if s.Len() != l.cpus {
-		return nil, fmt.Errorf("the value has %d elements, it needs one for each of %d CPUs", s.Len(), l.cpus)
+		return nil, invalid.Errorf("the value has %d elements, it needs one for each of %d CPUs", s.Len(), l.cpus)
 	}
 	flat := unsafe.Slice((*byte)(s.UnsafePointer()), l.cpus*l.valueSize)
 	if len(l.blank) > 0 {

@@ -5,12 +5,12 @@ package maps
 import (
 	"fmt"
 	"iter"
-	"path/filepath"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/godatapath/datapath/internal/block"
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/names"
 )
 
@@ -53,10 +53,11 @@ func NewMetrics(cfg Config) (*Metrics, error) {
 }
 
 // OpenMetrics opens the counter table that is pinned in the folder pins: for
-// tools. An absent one answers os.ErrNotExist.
+// tools. An absent one answers os.ErrNotExist, one of another schema or layout
+// [*IncompatibleError].
 func OpenMetrics(pins string) (*Metrics, error) {
 	return metrics(func() (*Map[uint32, []bpf.TableCounters], error) {
-		return Open[uint32, []bpf.TableCounters](filepath.Join(pins, metricsTable))
+		return openTable[uint32, []bpf.TableCounters](metricsTable, metricsSchema, pins)
 	})
 }
 
@@ -100,7 +101,7 @@ func (m *Metrics) Drops(reason string) (uint64, error) {
 		known = known || name == reason && isDrop(number)
 	}
 	if !known {
-		return 0, fmt.Errorf("count drops: %q is not a drop reason", reason)
+		return 0, invalid.Errorf("count drops: %q is not a drop reason", reason)
 	}
 	var sum uint64
 	for metric, err := range m.All() {

@@ -72,6 +72,7 @@ func TestMetricsAreSummedOverTheCPUs(t *testing.T) {
 	for _, bad := range []string{"", "none", "to overlay", "DROP_NO_ROUTE", "no route ", "count"} {
 		_, err = m.Drops(bad)
 		require.ErrorContains(t, err, "is not a drop reason", bad)
+		require.ErrorIs(t, err, os.ErrInvalid, bad)
 	}
 }
 

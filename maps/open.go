@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/godatapath/datapath/internal/bpffs"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/undo"
 )
 
@@ -18,14 +21,18 @@ import (
 // another. No table is named so, because C allows no "-" in a name.
 const nextSuffix = "-next"
 
+// maxEntries is the Field of a Difference that is not one of layout.
+const maxEntries = "max entries"
+
 // New makes the table of spec. With cfg.Pins it adopts the table that is pinned
 // there, with its entries, or pins the new one; several processes that do this at
 // once get the same table. A pinned table of another layout is handled as
 // cfg.OnMismatch says; by default it is left alone and the error is an
 // [*IncompatibleError].
 //
-// The other errors: a spec or Go types that do not fit together
-// ([*IncompatibleError] too, without a Path); no bpf filesystem at cfg.Pins
+// The other errors: a spec, a Config or Go types that can not be used
+// (os.ErrInvalid); Go types that do not fit the spec ([*IncompatibleError] too,
+// without a Path); no bpf filesystem at cfg.Pins
 // ([ErrNoBPFFS]); a schema on a kind that can not carry one
 // ([ebpf.ErrNotSupported]); no permission (os.ErrPermission). A New that fails
 // leaves nothing behind.
@@ -38,6 +45,9 @@ func New[K, V any](spec Spec[K, V], cfg Config) (_ *Map[K, V], err error) {
 	}
 	b, err := spec.check()
 	if err != nil {
+		return nil, err
+	}
+	if err := b.checkRoom(); err != nil {
 		return nil, err
 	}
 	var u undo.Stack
@@ -64,6 +74,8 @@ func New[K, V any](spec Spec[K, V], cfg Config) (_ *Map[K, V], err error) {
 // errors.Is(err, os.ErrNotExist), a path that is on no bpf filesystem
 // [ErrNoBPFFS].
 //
+// What the entries mean is not checked: see [OpenSpec].
+//
 // The caller owns the table. Close leaves the pin, Remove takes it away.
 func Open[K, V any](path string) (*Map[K, V], error) {
 	return openPinned[K, V](path, func(*ebpf.Map) ([]Difference, error) { return nil, nil })
@@ -81,7 +93,7 @@ func OpenSpec[K, V any](path string, spec Spec[K, V]) (*Map[K, V], error) {
 		all, err := b.differences(em)
 		var diffs []Difference
 		for _, d := range all {
-			if d.Field != "flags" && d.Field != "max entries" {
+			if d.Field != "flags" && d.Field != maxEntries {
 				diffs = append(diffs, d)
 			}
 		}
@@ -122,7 +134,7 @@ func openPinned[K, V any](path string, check func(*ebpf.Map) ([]Difference, erro
 // pinned, whether theirs is or not. K and V are checked as in [Open].
 func Wrap[K, V any](em *ebpf.Map) (_ *Map[K, V], err error) {
 	if em == nil {
-		return nil, errors.New("wrap a table: it is nil")
+		return nil, invalid.Errorf("wrap a table: it is nil")
 	}
 	var u undo.Stack
 	defer u.Run(&err)
@@ -227,7 +239,7 @@ func pin(em *ebpf.Map, path string) error {
 func (b *blueprint) adoptOrCreate(dir string, mismatch Mismatch) (_ *ebpf.Map, err error) {
 	var u undo.Stack
 	defer u.Run(&err)
-	takeBack, err := ensureFolder(dir)
+	takeBack, err := bpffs.Ensure(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -257,13 +269,18 @@ func (b *blueprint) adoptOrCreate(dir string, mismatch Mismatch) (_ *ebpf.Map, e
 		return em, nil
 	}
 	defer em.Close()
-	if mismatch == Fail || mismatch == Migrate && b.migrate == nil {
+	migrate := b.migrate
+	if migrate == nil && !slices.ContainsFunc(diffs, func(d Difference) bool { return d.Field != maxEntries }) {
+		migrate = b.copy
+	}
+	switch {
+	case mismatch == Replace:
+		return b.replace(path, em, nil)
+	case mismatch == Migrate && migrate != nil:
+		return b.replace(path, em, migrate)
+	default:
 		return nil, &IncompatibleError{Table: b.spec.Name, Path: path, Differences: diffs}
 	}
-	if mismatch == Replace {
-		return b.replace(path, em, nil)
-	}
-	return b.replace(path, em, b.migrate)
 }
 
 // replace puts a new table in the place of the one pinned at path. The rename at
@@ -293,6 +310,28 @@ func (b *blueprint) replace(path string, old *ebpf.Map, migrate func(old, next *
 	return next, nil
 }
 
+// copyEntries carries the entries over to a table with other room. Both handles
+// are lent, so neither Map is closed.
+func copyEntries[K, V any](name string, lay layout, old, next *ebpf.Map) error {
+	from, err := newMap[K, V](old, name, "", lay)
+	if err != nil {
+		return err
+	}
+	to, err := newMap[K, V](next, name, "", lay)
+	if err != nil {
+		return err
+	}
+	var failed error
+	_, err = to.SetAll(func(yield func(K, V) bool) {
+		for entry, err := range from.All() {
+			if failed = err; err != nil || !yield(entry.Key, entry.Value) {
+				return
+			}
+		}
+	})
+	return errors.Join(failed, err)
+}
+
 // differences holds an existing table against the blueprint.
 func (b *blueprint) differences(em *ebpf.Map) ([]Difference, error) {
 	var diffs []Difference
@@ -308,7 +347,7 @@ func (b *blueprint) differences(em *ebpf.Map) ([]Difference, error) {
 	differ("type", em.Type(), b.spec.Type)
 	differ("key size", em.KeySize(), b.spec.KeySize)
 	differ("value size", em.ValueSize(), b.spec.ValueSize)
-	differ("max entries", em.MaxEntries(), b.roundedEntries())
+	differ(maxEntries, em.MaxEntries(), b.roundedEntries())
 	differ("flags", fmt.Sprintf("%#x", em.Flags()), fmt.Sprintf("%#x", flags))
 
 	key, value, err := mapTypes(em)
@@ -324,7 +363,7 @@ func (b *blueprint) differences(em *ebpf.Map) ([]Difference, error) {
 			diffs = append(diffs, diffC(btfFields(key, "key"), btfFields(b.spec.Key, "key"))...)
 		}
 		diffs = append(diffs, diffC(btfFields(value, "value"), btfFields(b.spec.Value, "value"))...)
-	case len(diffs) == 0:
+	case em.KeySize() == b.spec.KeySize && em.ValueSize() == b.spec.ValueSize:
 		// Only Go types to go by, and their names are the user's. Turned round:
 		// here it is the C side that exists.
 		for _, d := range b.lay.diffTypes(key, value) {

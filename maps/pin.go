@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/godatapath/datapath/internal/bpffs"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/undo"
 )
 
@@ -36,7 +38,7 @@ func (m *Map[K, V]) Pin(dir string) (err error) {
 	defer m.pinMu.Unlock()
 
 	if strings.ContainsAny(m.name, "./") || m.name == "" {
-		return fmt.Errorf("pin table %q: a bpf filesystem allows no dot and no slash in a name", m.name)
+		return invalid.Errorf("pin table %q: a bpf filesystem allows no dot and no slash in a name", m.name)
 	}
 	dir, err = filepath.Abs(dir)
 	if err != nil {
@@ -48,7 +50,7 @@ func (m *Map[K, V]) Pin(dir string) (err error) {
 	}
 	var u undo.Stack
 	defer u.Run(&err)
-	takeBack, err := ensureFolder(dir)
+	takeBack, err := bpffs.Ensure(dir)
 	if err != nil {
 		return fmt.Errorf("pin table %s: %w", m.name, err)
 	}

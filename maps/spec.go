@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/godatapath/datapath/internal/invalid"
 )
 
 // Config is how a table is kept, or all tables of a block. The zero Config is a
@@ -33,8 +35,15 @@ const (
 	// in one step. Programs that hold the old table go on with it until they
 	// are replaced.
 	Replace
-	// Migrate is Replace with [Spec].Migrate called in between, to carry the
-	// entries over. For a table without one it is Fail.
+	// Migrate is Replace with the entries carried over: by [Spec].Migrate or, in
+	// a table without one, by copying them if only the number of entries that fit
+	// is another. Where there is no way over it is Fail: with another schema, kind
+	// or field, and for arrays, whose indexes mean something. More entries than
+	// fit are unix.E2BIG, and the pinned table stays as it was; kinds that evict
+	// push some out instead. What programs write to the old table from then on is
+	// not carried over.
+	//
+	// So for endpoints, peers and flows Migrate is the way to another size.
 	Migrate
 )
 
@@ -81,7 +90,7 @@ type Spec[K, V any] struct {
 	// the call. If it fails, the pinned table stays as it was and New returns the
 	// error. What programs write to old after the call is not seen; a caller
 	// who needs that clones old here and copies again after he has replaced the
-	// programs.
+	// programs. Nil: see [Migrate].
 	Migrate func(old, next *ebpf.Map) error
 }
 
@@ -91,21 +100,22 @@ type blueprint struct {
 	fromC   bool          // the BTF types came with the Spec
 	schema  uint32
 	migrate func(old, next *ebpf.Map) error
+	copy    func(old, next *ebpf.Map) error // for tables that differ in their room alone; nil for arrays
 	lay     layout
 }
 
 func (s Spec[K, V]) check() (blueprint, error) {
 	if s.Map == nil {
-		return blueprint{}, fmt.Errorf("make a table: Spec.Map is nil")
+		return blueprint{}, invalid.Errorf("make a table: Spec.Map is nil")
 	}
 	spec := s.Map.Copy()
 	spec.Pinning = ebpf.PinNone
 	name := spec.Name
 	if name == "" {
-		return blueprint{}, fmt.Errorf("make a table: Spec.Map.Name is empty")
+		return blueprint{}, invalid.Errorf("make a table: Spec.Map.Name is empty")
 	}
 	if strings.ContainsAny(name, "./") {
-		return blueprint{}, fmt.Errorf("make table %q: a bpf filesystem allows no dot and no slash in a name", name)
+		return blueprint{}, invalid.Errorf("make table %q: a bpf filesystem allows no dot and no slash in a name", name)
 	}
 	lay, err := layoutOf[K, V](spec.Type)
 	if err != nil {
@@ -128,13 +138,28 @@ func (s Spec[K, V]) check() (blueprint, error) {
 		spec.Key, spec.Value = lay.btfKey(), lay.btfValue()
 	}
 	completeBTF(spec, s.Schema)
+	if !isArray(spec.Type) {
+		b.copy = func(old, next *ebpf.Map) error { return copyEntries[K, V](name, lay, old, next) }
+	}
 	return b, nil
 }
 
-// checkConfig returns the folder for pins as an absolute path, or "".
+// checkRoom finds a table with room for nothing. Only to make one is that wrong:
+// tools take the room as it is.
+func (b *blueprint) checkRoom() error {
+	switch b.spec.Type {
+	case ebpf.Hash, ebpf.LRUHash, ebpf.PerCPUHash, ebpf.LRUCPUHash, ebpf.Array, ebpf.PerCPUArray, ebpf.LPMTrie:
+		if b.spec.MaxEntries == 0 {
+			return invalid.Errorf("make table %s: Spec.Map.MaxEntries is 0, want the number of entries that fit", b.spec.Name)
+		}
+	}
+	return nil
+}
+
+// check returns the folder for pins as an absolute path, or "".
 func (c Config) check() (string, error) {
 	if c.OnMismatch > Migrate {
-		return "", fmt.Errorf("make a table: Config.OnMismatch is %s, which does not exist", c.OnMismatch)
+		return "", invalid.Errorf("make a table: Config.OnMismatch is %s, which does not exist", c.OnMismatch)
 	}
 	if c.Pins == "" {
 		return "", nil

@@ -9,6 +9,8 @@ import (
 	"iter"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/godatapath/datapath/internal/invalid"
 )
 
 // Changes is what a Sync did.
@@ -36,7 +38,7 @@ func (m *Map[K, V]) Sync(want iter.Seq2[K, V]) (Changes, error) {
 	}
 	m.leave()
 	if want == nil {
-		return Changes{}, fmt.Errorf("sync table %s: want is nil, which is not the same as no entries", m.name)
+		return Changes{}, invalid.Errorf("sync table %s: want is nil, which is not the same as no entries", m.name)
 	}
 	s := plan[K, V]{m: m, index: newIndex[K]()}
 	if err := s.collect(want); err != nil {

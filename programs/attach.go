@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/internal/bpffs"
+	"github.com/godatapath/datapath/internal/invalid"
 )
 
 // linksFolder holds the pinned attachments, below Config.Pins.
@@ -46,7 +47,7 @@ func (d Direction) attachType() (ebpf.AttachType, error) {
 	case Egress:
 		return ebpf.AttachTCXEgress, nil
 	default:
-		return 0, fmt.Errorf("direction %s: want Ingress or Egress", d)
+		return 0, invalid.Errorf("direction %s: want Ingress or Egress", d)
 	}
 }
 
@@ -89,9 +90,9 @@ func AttachProgram(a Attach) (*Attachment, error) {
 	switch {
 	case err != nil:
 	case a.Program == nil:
-		err = errors.New("Program is nil")
+		err = invalid.Errorf("Program is nil")
 	case a.Ifindex <= 0:
-		err = errors.New("Ifindex is not that of a device")
+		err = invalid.Errorf("Ifindex is not that of a device")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)

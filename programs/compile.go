@@ -17,6 +17,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/godatapath/datapath/internal/invalid"
 )
 
 // CompileConfig says what to compile and how. Either Path or Text is required.
@@ -113,11 +115,11 @@ func (c CompileConfig) check() (string, error) {
 	}
 	switch {
 	case c.Path == "" && c.Text == "":
-		return name, errors.New("neither Path nor Text is given")
+		return name, invalid.Errorf("neither Path nor Text is given")
 	case c.Path != "" && c.Text != "":
-		return name, errors.New("both Path and Text are given")
+		return name, invalid.Errorf("both Path and Text are given")
 	case c.Path != "" && c.Name != "":
-		return name, errors.New("Name is for Text, a file has its own")
+		return name, invalid.Errorf("Name is for Text, a file has its own")
 	case c.Path == "" && !filepath.IsLocal(name):
 		return name, fmt.Errorf("Name %q is not a relative path", name)
 	}

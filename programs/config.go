@@ -3,7 +3,6 @@
 package programs
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/godatapath/datapath/internal/block"
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/wire"
 )
 
@@ -66,7 +66,7 @@ func (c Config) settings() (map[string]any, error) {
 			name = "gateway_ipv4"
 		}
 		if _, ok := out[name]; ok {
-			return nil, fmt.Errorf("gateway %s: a second one of its family", a)
+			return nil, invalid.Errorf("gateway %s: a second one of its family", a)
 		}
 		out[name] = wire.Addr(a)
 	}
@@ -87,11 +87,11 @@ func parts(blocks []Block, settings map[string]any) (block.Parts, []func(func() 
 	seen := map[string]bool{}
 	for i, b := range blocks {
 		if v := reflect.ValueOf(b); b == nil || v.Kind() == reflect.Pointer && v.IsNil() {
-			return all, nil, fmt.Errorf("block %d is nil", i)
+			return all, nil, invalid.Errorf("block %d is nil", i)
 		}
 		p := b.DatapathParts()
 		if seen[p.Name] {
-			return all, nil, fmt.Errorf("block %s is given twice", p.Name)
+			return all, nil, invalid.Errorf("block %s is given twice", p.Name)
 		}
 		seen[p.Name] = true
 		for name, m := range p.Maps {
@@ -108,7 +108,7 @@ func parts(blocks []Block, settings map[string]any) (block.Parts, []func(func() 
 		}
 	}
 	if seen["peers"] && all.Settings["overlay_mtu"] == nil {
-		return all, nil, errors.New("block peers: no MTU")
+		return all, nil, invalid.Errorf("block peers: no MTU")
 	}
 	return all, binds, nil
 }

@@ -11,6 +11,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/godatapath/datapath/internal/invalid"
 )
 
 // Link is a device to attach to: a devices.Link or devices.EndpointLink.
@@ -32,7 +34,7 @@ type HostPair interface {
 func (d *Datapath) AttachHost(p HostPair) error {
 	mac := p.HostMAC()
 	if len(mac) != 6 {
-		return fmt.Errorf("attach the host pair: MAC address %q: want 6 bytes", mac)
+		return invalid.Errorf("attach the host pair: MAC address %q: want 6 bytes", mac)
 	}
 	if _, err := d.attach(hookFromHost, p.NetIfindex()); err != nil {
 		return fmt.Errorf("attach the host pair: %w", err)
@@ -44,7 +46,7 @@ func (d *Datapath) AttachHost(p HostPair) error {
 // send through it. Calling it again with a new device moves over to that.
 func (d *Datapath) AttachOverlay(l Link) error {
 	if d.programs[hookFromOverlay.name] == nil {
-		return errors.New("attach the overlay: the datapath was loaded without a peers block: pass a tunnel.Peers to Load")
+		return invalid.Errorf("attach the overlay: the datapath was loaded without a peers block: pass a tunnel.Peers to Load")
 	}
 	if _, err := d.attach(hookFromOverlay, l.Ifindex()); err != nil {
 		return fmt.Errorf("attach the overlay: %w", err)
@@ -60,7 +62,7 @@ func (d *Datapath) AttachOverlay(l Link) error {
 // address (tunnel.Config.Node); everything else that arrives is left alone.
 func (d *Datapath) AttachUnderlay(l Link) error {
 	if d.programs[hookFromUnderlay.name] == nil {
-		return errors.New("attach the underlay: no block knows the node's own address: pass a tunnel.Peers to Load, with tunnel.Config.Node")
+		return invalid.Errorf("attach the underlay: no block knows the node's own address: pass a tunnel.Peers to Load, with tunnel.Config.Node")
 	}
 	if _, err := d.attach(hookFromUnderlay, l.Ifindex()); err != nil {
 		return fmt.Errorf("attach the underlay: %w", err)

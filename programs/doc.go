@@ -32,6 +32,9 @@
 //
 // # Needs
 //
-// Linux 6.6 for tcx, with BTF; root, or CAP_BPF and CAP_NET_ADMIN. clang for
-// [Compile] alone. A kernel that lacks something answers ebpf.ErrNotSupported.
+// Linux 6.6 for tcx, with BTF; root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN,
+// and CAP_SYS_ADMIN for pins and for other namespaces. clang for [Compile] alone.
+// A kernel that lacks something answers ebpf.ErrNotSupported, who has no right
+// os.ErrPermission, a folder for pins on another filesystem maps.ErrNoBPFFS, and
+// input that can not be used os.ErrInvalid.
 package programs

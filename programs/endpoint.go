@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/undo"
 	"github.com/godatapath/datapath/internal/wire"
 )
@@ -36,7 +37,7 @@ func (d *Datapath) PrepareEndpoint(l Link) (err error) {
 
 func (d *Datapath) prepare(u *undo.Stack, ifindex int) error {
 	if d.endpoints == nil {
-		return errors.New("prepare an endpoint: the datapath was loaded without an endpoint table: pass a maps.Endpoints to Load")
+		return invalid.Errorf("prepare an endpoint: the datapath was loaded without an endpoint table: pass a maps.Endpoints to Load")
 	}
 	for _, h := range d.endpointHooks() {
 		fresh, err := d.attach(h, ifindex)
@@ -59,7 +60,7 @@ func (d *Datapath) prepare(u *undo.Stack, ifindex int) error {
 // what was on the device before is there as before.
 func (d *Datapath) AttachEndpoint(l Link) (err error) {
 	if d.endpoints == nil {
-		return errors.New("attach an endpoint: the datapath was loaded without an endpoint table: pass a maps.Endpoints to Load")
+		return invalid.Errorf("attach an endpoint: the datapath was loaded without an endpoint table: pass a maps.Endpoints to Load")
 	}
 	ifindex := uint32(l.Ifindex())
 	var ep bpf.TableEndpoint

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -83,18 +82,17 @@ func Load(cfg Config, blocks ...Block) (_ *Datapath, err error) {
 	d := &Datapath{cfg: cfg, programs: map[string]*ebpf.Program{}, links: map[linkKey]*Attachment{}}
 	u.Push(d.release)
 	if cfg.Pins != "" {
-		if err := bpffs.Check(cfg.Pins); err != nil {
-			return nil, fmt.Errorf("load the datapath: %w", err)
+		takeBack, err := bpffs.Ensure(filepath.Join(cfg.Pins, linksFolder))
+		if err != nil {
+			return nil, fmt.Errorf("load the datapath: %w", explainPermission(err))
 		}
-		for _, name := range []string{attachedTable, node.PinName, linksFolder} {
+		u.Push(takeBack)
+		for _, name := range []string{attachedTable, node.PinName} {
 			undoNew(&u, filepath.Join(cfg.Pins, name))
-		}
-		if err := os.MkdirAll(filepath.Join(cfg.Pins, linksFolder), 0o700); err != nil {
-			return nil, fmt.Errorf("load the datapath: make the folder of the pinned links: %w", err)
 		}
 	}
 	if d.state, err = node.New(cfg.Pins); err != nil {
-		return nil, fmt.Errorf("load the datapath: %w", err)
+		return nil, fmt.Errorf("load the datapath: %w", explainPermission(err))
 	}
 	all.Maps[node.MapName] = d.state.Map()
 	if err := d.cookie(); err != nil {
@@ -110,7 +108,7 @@ func Load(cfg Config, blocks ...Block) (_ *Datapath, err error) {
 		}
 	}
 	if err := d.load(all); err != nil {
-		return nil, err
+		return nil, explainPermission(err)
 	}
 	if d.endpoints != nil {
 		if err := d.prune(); err != nil {
@@ -156,17 +154,15 @@ func (d *Datapath) hooks(all block.Parts) []hook {
 	return hooks
 }
 
-// load loads the programs. Tables that no block brings are made here, as the C
-// describes them: those of a block that is absent, of one entry, which no code
-// uses, and the programs' own room for drafts.
+// load loads the programs, all at once: so the kernel's BTF is read once. Tables
+// that no block brings are made here, as the C describes them: those of a block
+// that is absent, of one entry, which no code uses, and the programs' own room
+// for drafts.
 func (d *Datapath) load(all block.Parts) (err error) {
-	standIns := map[string]*ebpf.Map{}
-	defer func() {
-		for _, m := range standIns {
-			err = errors.Join(err, m.Close())
-		}
-	}()
-	used := map[string]bool{}
+	merged := &ebpf.CollectionSpec{
+		Maps: map[string]*ebpf.MapSpec{}, Programs: map[string]*ebpf.ProgramSpec{}, Variables: map[string]*ebpf.VariableSpec{},
+	}
+	replace, used := map[string]*ebpf.Map{}, map[string]bool{}
 	for _, h := range d.hooks(all) {
 		spec, err := h.load()
 		if err != nil {
@@ -180,39 +176,56 @@ func (d *Datapath) load(all block.Parts) (err error) {
 				}
 			}
 		}
-		replace := map[string]*ebpf.Map{}
+		for name, v := range ownSettings(h, spec) {
+			merged.Variables[h.name+" "+name] = v
+		}
 		for name, ms := range spec.Maps {
-			if name == ".rodata.config" {
-				continue
+			if m := all.Maps[name]; m != nil {
+				ms.MaxEntries, ms.Flags = m.MaxEntries(), m.Flags()
+				replace[name] = m
 			}
-			m := all.Maps[name]
-			if m == nil {
-				if m = standIns[name]; m == nil {
-					if strings.HasPrefix(name, ".data.") {
-						ms.Flags |= unix.BPF_F_MMAPABLE // as the loader will ask of it
-					}
-					if m, err = ebpf.NewMap(ms); err != nil {
-						return fmt.Errorf("load %s: make the stand-in for table %s: %w", h.name, name, err)
-					}
-					standIns[name] = m
-				}
-			}
-			ms.MaxEntries, ms.Flags = m.MaxEntries(), m.Flags()
-			replace[name] = m
+			merged.Maps[name] = ms
 		}
-		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
-		if err != nil {
-			return fmt.Errorf("load %s: %w", h.name, err)
-		}
-		d.programs[h.name] = coll.DetachProgram(h.name)
-		coll.Close()
+		merged.Programs[h.name], merged.ByteOrder = spec.Programs[h.name], spec.ByteOrder
 	}
 	for name := range all.Settings {
 		if !used[name] {
 			return fmt.Errorf("load the datapath: no program knows the setting %s", name)
 		}
 	}
+	coll, err := ebpf.NewCollectionWithOptions(merged, ebpf.CollectionOptions{MapReplacements: replace})
+	if err != nil {
+		return fmt.Errorf("load the datapath: %w", err)
+	}
+	defer coll.Close()
+	for name := range merged.Programs {
+		d.programs[name] = coll.DetachProgram(name)
+	}
 	return nil
+}
+
+// ownSettings gives an object's settings a table of their own, and returns them:
+// the compiler lays them out in the order in which each object uses them.
+func ownSettings(h hook, spec *ebpf.CollectionSpec) map[string]*ebpf.VariableSpec {
+	settings := map[string]*ebpf.VariableSpec{}
+	const common = ".rodata.config"
+	own := ".rodata." + h.name
+	ms := spec.Maps[common]
+	ms.Name = own
+	spec.Maps[own] = ms
+	delete(spec.Maps, common)
+	for name, v := range spec.Variables {
+		if v.SectionName == common {
+			v.SectionName = own
+			settings[name] = v
+		}
+	}
+	for i, ins := range spec.Programs[h.name].Instructions {
+		if ins.Reference() == common {
+			spec.Programs[h.name].Instructions[i] = ins.WithReference(own)
+		}
+	}
+	return settings
 }
 
 // makeAttached makes, or opens, the table of the endpoints that may be reached.
@@ -225,16 +238,81 @@ func makeAttached(pins string, endpoints *ebpf.Map) (*ebpf.Map, error) {
 	if endpoints != nil {
 		ms.MaxEntries = endpoints.MaxEntries()
 	}
-	var opts ebpf.MapOptions
-	if pins != "" {
-		ms.Pinning = ebpf.PinByName
-		opts.PinPath = pins
+	if pins == "" {
+		m, err := ebpf.NewMap(ms)
+		if err != nil {
+			return nil, fmt.Errorf("make table %s: %w", attachedTable, err)
+		}
+		return m, nil
 	}
-	m, err := ebpf.NewMapWithOptions(ms, opts)
+	path := filepath.Join(pins, attachedTable)
+	old, err := ebpf.LoadPinnedMap(path, nil)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return pinNew(ms, path, nil)
+	case err != nil:
+		return nil, fmt.Errorf("open table %s: %w", path, err)
+	case ms.Compatible(old) == nil:
+		return old, nil
+	}
+	// The endpoint table has another size now. What runs goes on with the old
+	// table until it is replaced.
+	defer old.Close()
+	if ms.MaxEntries = old.MaxEntries(); ms.Compatible(old) != nil {
+		return nil, fmt.Errorf("open table %s: it is not ours, take it away: %w", path, ms.Compatible(old))
+	}
+	ms.MaxEntries = endpoints.MaxEntries()
+	return pinNew(ms, path, old)
+}
+
+// pinNew makes a table with the entries of old, which may be nil, and puts it at
+// path in one step. An entry for which there is no room is of an endpoint that
+// is gone.
+func pinNew(ms *ebpf.MapSpec, path string, old *ebpf.Map) (_ *ebpf.Map, err error) {
+	var u undo.Stack
+	defer u.Run(&err)
+	m, err := ebpf.NewMap(ms)
 	if err != nil {
-		return nil, fmt.Errorf("make table %s: %w", attachedTable, err)
+		return nil, fmt.Errorf("make table %s: %w", ms.Name, err)
+	}
+	u.Push(m.Close)
+	if old != nil {
+		var ifindex, id uint32
+		all := old.Iterate()
+		for all.Next(&ifindex, &id) {
+			if err := m.Put(ifindex, id); err != nil && !errors.Is(err, unix.E2BIG) {
+				return nil, fmt.Errorf("carry over an entry of table %s: %w", path, err)
+			}
+		}
+		if err := all.Err(); err != nil {
+			return nil, fmt.Errorf("read table %s: %w", path, err)
+		}
+	}
+	aside := path + "-next"
+	if err := os.Remove(aside); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("take away what a crash has left: %w", err)
+	}
+	c, err := m.Clone() // Pin notes the path, and a Close of ours must not care
+	if err != nil {
+		return nil, fmt.Errorf("pin table %s: %w", path, err)
+	}
+	defer c.Close()
+	if err := c.Pin(aside); err != nil {
+		return nil, fmt.Errorf("pin table %s: %w", path, err)
+	}
+	if err := os.Rename(aside, path); err != nil {
+		return nil, errors.Join(fmt.Errorf("pin table %s: %w", path, err), os.Remove(aside))
 	}
 	return m, nil
+}
+
+// explainPermission adds what to do to an error that says no.
+func explainPermission(err error) error {
+	var verifier *ebpf.VerifierError // it says no in the same words, about something else
+	if errors.Is(err, os.ErrPermission) && !errors.As(err, &verifier) {
+		return fmt.Errorf("%w (root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and for pins CAP_SYS_ADMIN, are needed)", err)
+	}
+	return err
 }
 
 // Program returns a loaded program by the name of its hook, for example

@@ -20,6 +20,7 @@ import (
 	"github.com/godatapath/datapath/internal/block"
 	"github.com/godatapath/datapath/internal/bpf"
 	"github.com/godatapath/datapath/internal/bpffs"
+	"github.com/godatapath/datapath/internal/unprivileged"
 	dpmaps "github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/programs"
 	"github.com/godatapath/datapath/tunnel"
@@ -110,7 +111,7 @@ func TestLoadThatFailsLeavesNothing(t *testing.T) {
 		"a closed block, the peers":   {blocks: []programs.Block{closedPeers}, is: os.ErrClosed, text: "block peers: table peers"},
 		"a setting that nobody knows": {blocks: []programs.Block{unknownSetting{}}, text: "no program knows the setting with_everything"},
 		"a namespace that is closed":  {cfg: programs.Config{Namespace: gone}, is: os.ErrClosed, text: "namespace"},
-		"what the verifier refuses":   {blocks: []programs.Block{endpoints, newWriteProtected(t)}, as: &verifier, text: "load from_host"},
+		"what the verifier refuses":   {blocks: []programs.Block{endpoints, newWriteProtected(t)}, as: &verifier, text: "program from_host"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lab := netnstest.NewLab(t)
@@ -136,6 +137,58 @@ func TestLoadThatFailsLeavesNothing(t *testing.T) {
 	require.NotNil(t, verifier)
 	require.Contains(t, fmt.Sprintf("%+v", verifier), "write into map forbidden", "the log is whole")
 	require.Greater(t, len(verifier.Log), 10, "the log is whole")
+}
+
+// The folders that a load has made go with it.
+func TestLoadThatFailsLeavesNoFolder(t *testing.T) {
+	t.Parallel()
+	dir := netnstest.NewLab(t).PinDir()
+	before := pinnedIn(t, dir)
+	_, err := programs.Load(programs.Config{Pins: filepath.Join(dir, "a", "b")}, newWriteProtected(t))
+	require.Error(t, err)
+	require.Equal(t, before, pinnedIn(t, dir))
+}
+
+// The owner of the endpoint table has made it larger, or smaller.
+func TestLoadWithAnotherSizeOfTheEndpointTable(t *testing.T) {
+	t.Parallel()
+	ns, ifindex := bench(t)
+	cfg := programs.Config{Namespace: ns, Pins: netnstest.NewLab(t).PinDir()}
+	for _, size := range []int{16, 32, 8} {
+		endpoints, err := dpmaps.NewEndpoints(dpmaps.EndpointsConfig{
+			Config: dpmaps.Config{Pins: cfg.Pins, OnMismatch: dpmaps.Migrate}, Max: size,
+		})
+		require.NoError(t, err)
+		require.NoError(t, endpoints.Set(endpointAt(1, ifindex, blue4)))
+		dp, err := programs.Load(cfg, endpoints)
+		require.NoError(t, err, "%d endpoints", size)
+		attached := programs.TablesForTest(dp)["endpoint_attached"]
+		require.EqualValues(t, size, attached.MaxEntries())
+		var id uint32
+		if size != 16 {
+			require.NoError(t, attached.Lookup(uint32(ifindex), &id), "it stays open to packets")
+		}
+		require.NoError(t, dp.AttachEndpoint(devices.Link{Index: ifindex}))
+		require.NoError(t, attached.Lookup(uint32(ifindex), &id))
+		require.EqualValues(t, 1, id)
+		require.NoError(t, dp.Close())
+		require.NoError(t, endpoints.Close())
+	}
+	endpoints, err := dpmaps.NewEndpoints(dpmaps.EndpointsConfig{Config: dpmaps.Config{Pins: cfg.Pins}, Max: 8})
+	require.NoError(t, err)
+	dp, err := programs.Load(cfg, endpoints)
+	require.NoError(t, err)
+	require.NoError(t, dp.Remove())
+	require.NoError(t, endpoints.Remove())
+}
+
+// Who has no right gets told what is needed.
+func TestNoPrivilege(t *testing.T) {
+	unprivileged.Run(t, func() {
+		err := unprivileged.Do(func() error { _, err := programs.Load(programs.Config{}); return err })
+		require.ErrorIs(t, err, os.ErrPermission)
+		require.ErrorContains(t, err, "CAP_PERFMON")
+	})
 }
 
 func TestLoadWithPinsElsewhere(t *testing.T) {

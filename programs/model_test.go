@@ -35,6 +35,7 @@ type modelEndpoint struct {
 type modelFlow struct {
 	original  conntrack.Tuple
 	confirmed bool
+	opened    bool // the replying side has opened, and its number is known
 	seen      map[conntrack.Tuple]bool
 	fin, rst  map[conntrack.Tuple]bool
 	counters  map[conntrack.Tuple]conntrack.Counters
@@ -182,7 +183,11 @@ func (m *model) judge(p port, frame []byte) want {
 		return want{verdict: rediret, frame: w.frame, counted: "drop " + reason, sent: back}
 	}
 	if !fault {
-		w.events = m.track(t, flags, len(frame), iif, oif)
+		ack := uint32(0)
+		if d.TCP != nil {
+			ack = d.TCP.Ack
+		}
+		w.events = m.track(t, flags, ack, len(frame), iif, oif)
 	}
 	return w
 }
@@ -200,6 +205,9 @@ func (m *model) route(p port, frame []byte, t conntrack.Tuple, from netip.Addr, 
 		return ""
 	}
 	if p.program == "from_overlay" {
+		if _, ours := m.endpoints[src]; ours || m.gateways[src] {
+			return dropped("spoofed source"), 0, 0, back
+		}
 		if m.peer(src) != p.node {
 			return dropped("foreign overlay"), 0, 0, back
 		}
@@ -212,7 +220,7 @@ func (m *model) route(p port, frame []byte, t conntrack.Tuple, from netip.Addr, 
 	}
 	to, local := m.endpoints[dst]
 	toHost := func() (want, uint32, uint32, hop) {
-		if t.Protocol == conntrack.UDP && t.Dst.Port() == 8472 {
+		if t.Protocol == conntrack.UDP && (t.Dst.Port() == 8472 || t.Src.Port() == 8472) {
 			return dropped("overlay port"), 0, 0, back
 		}
 		return intoHost(frame), p.ifindex, hostIfindex, back
@@ -242,11 +250,22 @@ func (m *model) route(p port, frame []byte, t conntrack.Tuple, from netip.Addr, 
 		return dropped("no endpoint"), 0, 0, back
 	case "from_host":
 		back = hop{ifindex: hostIfindex, flags: 1}
+		speaker := src
+		if fault {
+			speaker = from
+		}
+		identity := uint32(1)
+		if !m.gateways[speaker] {
+			identity = 2
+			if _, endpoint := m.endpoints[speaker]; endpoint || m.peer(speaker).IsValid() {
+				return dropped("spoofed source"), 0, 0, back
+			}
+		}
 		if local {
 			return to.into(frame).unhopped(frame), p.ifindex, to.ifindex, back
 		}
 		if m.peer(dst).IsValid() {
-			return intoOverlay(frame, 1).unhopped(frame), p.ifindex, overlayIfindex, back
+			return intoOverlay(frame, identity).unhopped(frame), p.ifindex, overlayIfindex, back
 		}
 		return dropped("no route"), 0, 0, back
 	}
@@ -260,7 +279,18 @@ func (f *modelFlow) closing() bool {
 	return len(f.rst) > 0 || len(f.fin) == 2
 }
 
-func (m *model) track(t conntrack.Tuple, flags uint8, size int, iif, oif uint32) (events []string) {
+// isAnswer tells whether a packet shows that its sender has seen the reply.
+func (f *modelFlow) isAnswer(flags uint8, ack uint32) bool {
+	switch f.original.Protocol {
+	case conntrack.ICMP, conntrack.ICMPv6:
+		return false
+	case conntrack.TCP:
+		return !f.opened || flags&packet.ACK != 0 && ack >= 1 && ack < 1+65536 // all numbers begin with 0
+	}
+	return true
+}
+
+func (m *model) track(t conntrack.Tuple, flags uint8, ack uint32, size int, iif, oif uint32) (events []string) {
 	f := m.flows[t]
 	if f != nil && flags&(packet.SYN|packet.ACK) == packet.SYN && f.closing() {
 		delete(m.flows, t)
@@ -274,9 +304,12 @@ func (m *model) track(t conntrack.Tuple, flags uint8, size int, iif, oif uint32)
 		}
 		m.flows[t], m.flows[reversed(t)] = f, f
 		events = append(events, "created")
-	} else if t == f.original && !f.confirmed && f.seen[reversed(t)] && flags&packet.SYN == 0 {
+	} else if t == f.original && !f.confirmed && f.seen[reversed(t)] && flags&packet.SYN == 0 && f.isAnswer(flags, ack) {
 		f.confirmed = true
 		events = append(events, "confirmations")
+	}
+	if t != f.original && flags&(packet.SYN|packet.ACK) == packet.SYN|packet.ACK && t.Protocol == conntrack.TCP {
+		f.opened = true
 	}
 	f.seen[t] = true
 	f.way[t] = [2]uint32{iif, oif}
@@ -384,7 +417,7 @@ func (g *generator) next() (port, []byte) {
 	switch g.rnd.IntN(9) {
 	case 0, 1, 2:
 		flags := pick[uint8](g, packet.SYN, packet.SYN, packet.SYN|packet.ACK, packet.ACK, packet.ACK, packet.ACK|packet.PSH, packet.FIN|packet.ACK, packet.RST, packet.RST|packet.ACK, 0, packet.SYN|packet.FIN)
-		layers = append(layers, packet.TCP{SrcPort: sport, DstPort: dport, Flags: flags}, packet.Sized(size))
+		layers = append(layers, packet.TCP{SrcPort: sport, DstPort: dport, Flags: flags, Ack: pick[uint32](g, 1, 1, 1, 65536, 65537, 0, 1<<31)}, packet.Sized(size))
 	case 3, 4:
 		layers = append(layers, packet.UDP{SrcPort: sport, DstPort: dport}, packet.Sized(size))
 	case 5, 6:

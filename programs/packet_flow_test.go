@@ -215,8 +215,10 @@ func TestEchoStates(t *testing.T) {
 		}}
 		c.say("> request", 0, fresh, "created")
 		c.say("< reply", 0, fresh)
-		c.say("> request", 0, established, "confirmations")
-		c.say("< reply", 0, established)
+		// An echo is over with its reply: a second one confirms nothing, else pings
+		// could fill the table with what no flood may push out.
+		c.say("> request", 0, fresh)
+		c.say("< reply", 0, fresh)
 		// The other side's pings with the same identifier are another flow.
 		back := echo(f.red, f.blue, 77)
 		r.expect(fromRed, back, intoBlue(back, "+"+tupleOf(f.icmp, f.red, 77, f.blue, 0)))

@@ -184,7 +184,7 @@ func TestForgedFragments(t *testing.T) {
 		r.expect(fromGreen, d.piece(0, 400, true), over(d.piece(0, 400, true), "+"))
 		r.expect(fromBlue, d.piece(400, 600, true), dropped("spoofed source"), "a forged later piece")
 		r.expect(fromBlue, d.piece(400, 800, false), dropped("spoofed source"), "a forged last piece")
-		r.expect(fromNode(strangerNode, redIdentity), d.piece(400, 800, false), dropped("foreign overlay"))
+		r.expect(fromNode(strangerNode, redIdentity), d.piece(400, 800, false), dropped("spoofed source"))
 		r.expect(fromGreen, withTTL(d.piece(400, 800, false), 1), dropped("ttl exceeded"), "one that does not arrive")
 		r.expect(fromGreen, d.piece(400, 800, false), over(d.piece(400, 800, false), "~"))
 		// The expired first piece is answered and not remembered.

@@ -104,7 +104,10 @@ func unsafe(p port, got passage) string {
 	case red.Contains(dst) && p.program == "from_endpoint":
 		want = hop{ifindex: overlayIfindex, node: redNode, vni: map[uint32]uint32{blueIfindex: blueIdentity, greenIfindex: greenIdentity}[p.ifindex]}
 	case red.Contains(dst) && p.program == "from_host":
-		want = hop{ifindex: overlayIfindex, node: redNode, vni: 1}
+		want = hop{ifindex: overlayIfindex, node: redNode, vni: 2}
+		if src == gate4 || src == gate6 {
+			want.vni = 1
+		}
 	case p.program == "from_endpoint", dst == gate4, dst == gate6:
 		want = hop{ifindex: hostIfindex, flags: 1}
 	}

@@ -107,7 +107,7 @@ func BenchmarkPath(b *testing.B) {
 	overlay := r.overlayProgram(redNode, redIdentity, r.dp.Program("from_overlay"))
 	overlayEmpty := r.overlayProgram(redNode, redIdentity, empty)
 
-	outside := outer{src: redNode, dst: ownNode, port: tunnel.DefaultPort, vni: redIdentity}.around(nil)
+	outside := outer{src: redNode, dst: ownNode, port: tunnel.DefaultPort, vni: redIdentity}.around(ack(tcp(red4, blue4, 80, 3000, packet.ACK)))[:50]
 	underlay := r.wrapProgram(outside, r.dp.Program("from_underlay"))
 	// The packet must be as before for the next run, so the headers come off without us too.
 	strip := r.wrapProgram(outside, program(b, "strip", asm.Instructions{

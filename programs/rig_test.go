@@ -215,8 +215,14 @@ func ip(src, dst netip.Addr, ttl uint8) packet.Layer {
 
 func ether(dst, src packet.MAC) packet.Ethernet { return packet.Ethernet{Dst: dst, Src: src} }
 
+// tcp makes a segment. Each side's numbers begin with 0, so what acknowledges
+// acknowledges an opening.
 func tcp(src, dst netip.Addr, sport, dport uint16, flags uint8, payload ...byte) []byte {
-	return packet.Build(ether(blueHost, blueMAC), ip(src, dst, 64), packet.TCP{SrcPort: sport, DstPort: dport, Flags: flags}, packet.Payload(payload))
+	h := packet.TCP{SrcPort: sport, DstPort: dport, Flags: flags}
+	if flags&packet.ACK != 0 {
+		h.Ack = 1
+	}
+	return packet.Build(ether(blueHost, blueMAC), ip(src, dst, 64), h, packet.Payload(payload))
 }
 
 func udp(src, dst netip.Addr, sport, dport uint16, payload ...byte) []byte {

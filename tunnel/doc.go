@@ -26,6 +26,8 @@
 //
 // With Config.Pins the table outlives the process and the next New adopts it
 // with its peers; one of another layout or size is a [*maps.IncompatibleError].
+// With maps.Migrate as Config.OnMismatch the peers go over to a table of another
+// size.
 // Close drops our handle, Remove takes the pin away. Programs that run keep the
 // table alive on their own. [Open] is for tools.
 //
@@ -36,6 +38,6 @@
 //
 // # Needs
 //
-// The table alone needs Linux 5.10, the programs that use it 6.6, for tcx. Both
-// need root, or CAP_BPF and CAP_NET_ADMIN.
+// The table alone needs Linux 5.10, the programs that use it 6.6, for tcx. Root,
+// or CAP_BPF, and for a pinned table CAP_SYS_ADMIN, to read its types.
 package tunnel

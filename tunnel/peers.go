@@ -14,6 +14,7 @@ import (
 
 	"github.com/godatapath/datapath/internal/block"
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/node"
 	"github.com/godatapath/datapath/internal/wire"
 	"github.com/godatapath/datapath/maps"
@@ -91,7 +92,11 @@ type Peers struct {
 	change *node.Epoch
 }
 
-// New makes the peers table, or adopts the pinned one.
+// New makes the peers table, or adopts the pinned one. A pinned one of another
+// Max is a [*maps.IncompatibleError], unless Config.OnMismatch is maps.Replace,
+// for an empty one, or maps.Migrate, which copies the peers: more than fit are
+// unix.E2BIG, and what is pinned stays as it was. A setting that can not be used
+// is os.ErrInvalid.
 func New(cfg Config) (*Peers, error) {
 	if cfg.Port == 0 {
 		cfg.Port = DefaultPort
@@ -106,46 +111,59 @@ func New(cfg Config) (*Peers, error) {
 		}
 	}
 	if cfg.MTU < leastMTU || cfg.MTU > 65535 {
-		return nil, fmt.Errorf("make the peers table: MTU is %d, want %d to 65535", cfg.MTU, leastMTU)
+		return nil, invalid.Errorf("make the peers table: MTU is %d, want %d to 65535", cfg.MTU, leastMTU)
 	}
 	if cfg.Max < 0 || cfg.Max > mostPeers {
-		return nil, fmt.Errorf("make the peers table: Max is %d, want 1 to %d", cfg.Max, mostPeers)
+		return nil, invalid.Errorf("make the peers table: Max is %d, want 1 to %d", cfg.Max, mostPeers)
 	}
 	if cfg.Foreign > ForeignPass {
-		return nil, fmt.Errorf("make the peers table: Foreign is %d, want ForeignDrop or ForeignPass", cfg.Foreign)
+		return nil, invalid.Errorf("make the peers table: Foreign is %d, want ForeignDrop or ForeignPass", cfg.Foreign)
 	}
 	if cfg.Node != (netip.Addr{}) {
 		node, err := wire.CheckAddr(cfg.Node)
 		if err == nil && node.Is6() != cfg.IPv6 {
-			err = fmt.Errorf("address %s is not of the underlay's family: set Config.IPv6 to %t", node, node.Is6())
+			err = invalid.Errorf("address %s is not of the underlay's family: set Config.IPv6 to %t", node, node.Is6())
 		}
 		if err != nil {
 			return nil, fmt.Errorf("make the peers table: Node: %w", err)
 		}
 		cfg.Node = node
 	}
-	spec, err := bpf.LoadTable()
+	spec, err := tableSpec()
 	if err != nil {
-		return nil, fmt.Errorf("read the tables object: %w", err)
+		return nil, err
 	}
-	ms := spec.Maps[peersTable]
-	ms.MaxEntries = uint32(cfg.Max)
+	spec.Map.MaxEntries = uint32(cfg.Max)
 	p := &Peers{cfg: cfg, change: node.NewEpoch(cfg.Pins)}
-	if p.table, err = maps.New(maps.Spec[bpf.TablePeerKey, bpf.TablePeer]{Map: ms, Schema: peersSchema}, cfg.Config); err != nil {
+	if p.table, err = maps.New(spec, cfg.Config); err != nil {
 		return nil, err
 	}
 	return p, nil
 }
 
 // Open opens the peers table that is pinned in the folder pins: for tools. An
-// absent one answers os.ErrNotExist. What it returns is no block, since the
-// table does not tell the settings; so it takes nodes of both families.
+// absent one answers os.ErrNotExist, one of another schema or layout
+// [*maps.IncompatibleError]. What it returns is no block, since the table does
+// not tell the settings; so it takes nodes of both families.
 func Open(pins string) (*Peers, error) {
-	table, err := maps.Open[bpf.TablePeerKey, bpf.TablePeer](filepath.Join(pins, peersTable))
+	spec, err := tableSpec()
+	if err != nil {
+		return nil, err
+	}
+	table, err := maps.OpenSpec(filepath.Join(pins, peersTable), spec)
 	if err != nil {
 		return nil, err
 	}
 	return &Peers{table: table, change: node.NewEpoch(pins)}, nil
+}
+
+// tableSpec is the table as the compiled objects describe it.
+func tableSpec() (maps.Spec[bpf.TablePeerKey, bpf.TablePeer], error) {
+	spec, err := bpf.LoadTable()
+	if err != nil {
+		return maps.Spec[bpf.TablePeerKey, bpf.TablePeer]{}, fmt.Errorf("read the tables object: %w", err)
+	}
+	return maps.Spec[bpf.TablePeerKey, bpf.TablePeer]{Map: spec.Maps[peersTable], Schema: peersSchema}, nil
 }
 
 func (p *Peers) entry(peer Peer) (bpf.TablePeerKey, bpf.TablePeer, error) {
@@ -159,13 +177,13 @@ func (p *Peers) entry(peer Peer) (bpf.TablePeerKey, bpf.TablePeer, error) {
 		return bpf.TablePeerKey{}, v, fmt.Errorf("prefix %s: node: %w", prefix, err)
 	}
 	if p.cfg.Port != 0 && addr.Is6() != p.cfg.IPv6 {
-		return bpf.TablePeerKey{}, v, fmt.Errorf("prefix %s: node %s is not of the underlay's family: set Config.IPv6 to %t", prefix, addr, addr.Is6())
+		return bpf.TablePeerKey{}, v, invalid.Errorf("prefix %s: node %s is not of the underlay's family: set Config.IPv6 to %t", prefix, addr, addr.Is6())
 	}
 	key := wire.PrefixKey(prefix)
 	v.Node, v.Prefixlen = wire.Addr(addr), key.Prefixlen
 	if peer.VNI != 0 {
 		if !maps.Identity(peer.VNI).Valid() {
-			return bpf.TablePeerKey{}, v, fmt.Errorf("prefix %s: VNI %d is not an identity", prefix, peer.VNI)
+			return bpf.TablePeerKey{}, v, invalid.Errorf("prefix %s: VNI %d is not an identity", prefix, peer.VNI)
 		}
 		v.Vni, v.Flags = peer.VNI, uint32(bpf.TablePeerFlagPEER_FIXED_VNI)
 	}
@@ -225,7 +243,7 @@ func (p *Peers) Sync(all []Peer) (maps.Changes, error) {
 			continue
 		}
 		if other, ok := want[key]; ok && other != value {
-			errs = append(errs, fmt.Errorf("prefix %s: comes twice, by node %s with VNI %d and by node %s with VNI %d",
+			errs = append(errs, invalid.Errorf("prefix %s: comes twice, by node %s with VNI %d and by node %s with VNI %d",
 				peer.Prefix, wire.GoAddr(other.Node), other.Vni, peer.Node, peer.VNI))
 		}
 		want[key] = value

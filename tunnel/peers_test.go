@@ -84,6 +84,7 @@ func TestConfig(t *testing.T) {
 	} {
 		_, err := New(cfg)
 		require.ErrorContains(t, err, "make the peers table: "+want)
+		require.ErrorIs(t, err, os.ErrInvalid, want)
 	}
 	_, err := New(Config{Config: dpmaps.Config{Pins: t.TempDir()}})
 	require.ErrorIs(t, err, dpmaps.ErrNoBPFFS)
@@ -148,15 +149,19 @@ func TestBadInput(t *testing.T) {
 				err := c.r.Set(c.peer)
 				require.ErrorContains(t, err, c.want)
 				require.ErrorContains(t, err, "set a peer: ")
+				require.ErrorIs(t, err, os.ErrInvalid)
 				good := peer("10.77.0.0/16", map[bool]string{false: "172.16.0.7", true: "fd00::7"}[c.r == v6])
 				_, err = c.r.Sync([]Peer{good, c.peer})
 				require.ErrorContains(t, err, c.want)
 				require.ErrorContains(t, err, "sync the peers: ")
+				require.ErrorIs(t, err, os.ErrInvalid)
 			}))
 		})
 	}
 	for _, p := range []netip.Prefix{{}, netip.MustParsePrefix("10.9.0.1/16"), netip.MustParsePrefix("::/0")} {
-		require.ErrorContains(t, v4.Delete(p), "delete a peer: ")
+		err := v4.Delete(p)
+		require.ErrorContains(t, err, "delete a peer: ")
+		require.ErrorIs(t, err, os.ErrInvalid)
 	}
 	v4.check(there)
 	v6.check(there6)
@@ -164,9 +169,11 @@ func TestBadInput(t *testing.T) {
 		peer("10.1.0.0/16", "172.16.0.1"), peer("10.1.0.0/16", "172.16.0.2"), peer("10.2.0.1/16", "172.16.0.1"),
 	})
 	require.ErrorContains(t, err, "prefix 10.1.0.0/16: comes twice")
+	require.ErrorIs(t, err, os.ErrInvalid)
 	require.ErrorContains(t, err, "10.2.0.1/16: has host bits", "all that is wrong is told at once")
 	_, err = v4.Lookup(netip.Addr{})
 	require.ErrorContains(t, err, "look up a peer: the address is missing")
+	require.ErrorIs(t, err, os.ErrInvalid)
 }
 
 func TestLongestPrefixAndAnnouncements(t *testing.T) {
@@ -447,6 +454,7 @@ func TestOwnNode(t *testing.T) {
 	} {
 		_, err := New(cfg)
 		require.ErrorContains(t, err, "Node", name)
+		require.ErrorIs(t, err, os.ErrInvalid, name)
 	}
 	p, err := New(Config{Node: netip.MustParseAddr("::ffff:192.0.2.1")})
 	require.NoError(t, err)

@@ -186,6 +186,17 @@ func since(before, now []descriptor) []descriptor {
 	return fresh
 }
 
+// linksSince names the links that are there now and were not before.
+func linksSince(before, now map[string]bool) []string {
+	var found []string
+	for link := range now {
+		if !before[link] {
+			found = append(found, "link "+link+" in the namespace of the test process")
+		}
+	}
+	return found
+}
+
 // inodeOf returns the inode of the namespace at a path, or 0.
 func inodeOf(path string) uint64 {
 	var st unix.Stat_t

@@ -46,10 +46,12 @@
 //   - sockets, threads and descriptors that hold a namespace of the lab;
 //   - goroutines that the test started (it labels them: [runtime/pprof] labels
 //     of the test's goroutine are replaced);
-//   - pins in [Lab.PinDir];
+//   - pins in [Lab.PinDir], and names of the lab's namespaces;
 //   - BPF objects, other descriptors, and links in the namespace of the test
-//     process, if no other test runs in the process at that moment. [Main]
-//     finds those of parallel tests.
+//     process, if no other test runs in the process at that moment.
+//
+// [Main] finds those of parallel tests when all are over, and also names in
+// /run/netns and BPF filesystems that a test made and forgot.
 //
 // # Concurrency
 //

@@ -30,7 +30,9 @@ type Config struct {
 	// Default: 1500.
 	MTU int
 	// NamePrefix gives every namespace the name NamePrefix + host name in
-	// /run/netns, so that "ip netns exec" reaches it while the test runs.
+	// /run/netns, so that "ip netns exec" reaches it while the test runs. With the
+	// number of the process in it, names of test processes that run beside one
+	// another cannot clash.
 	// Default: the namespaces have no names and cannot clash.
 	NamePrefix string
 	// PcapDir is the folder for the captures of a failed test; it is made.

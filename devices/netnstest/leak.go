@@ -127,11 +127,7 @@ func (l *Lab) leftOfProcess() []string {
 			found = append(found, d.describe())
 		}
 	}
-	for link := range now.links {
-		if !l.before.links[link] {
-			found = append(found, "link "+link+" in the namespace of the test process")
-		}
-	}
+	found = append(found, linksSince(l.before.links, now.links)...)
 	if len(found) > 0 && !l.alone() {
 		return nil
 	}

@@ -154,6 +154,7 @@ func TestCleanLabIsQuiet(t *testing.T) {
 	object := newMap(t, "tidy")
 	pin(t, object, filepath.Join(lab.PinDir(), "tidy"))
 	require.Equal(t, lab.PinDir(), lab.PinDir())
+	require.Contains(t, lab.PinDir(), fmt.Sprintf("-%d-", os.Getpid()), "Main tells its mounts from those of others")
 	require.NoError(t, os.Remove(filepath.Join(lab.PinDir(), "tidy")))
 	require.NoError(t, unix.Close(object))
 	tb.end()

@@ -10,7 +10,12 @@ import (
 	"github.com/godatapath/datapath/devices/netnstest"
 )
 
-func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
+func TestMain(m *testing.M) {
+	if what := os.Getenv(asLeaver); what != "" {
+		os.Exit(leave(what))
+	}
+	os.Exit(netnstest.Main(m))
+}
 
 func addr(s string) netip.Addr         { return netip.MustParseAddr(s) }
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }

@@ -18,8 +18,9 @@ func (l *Lab) PinDir() string {
 	if l.pinDir != "" {
 		return l.pinDir
 	}
-	// Not t.TempDir: it would be emptied before we have looked into it.
-	dir, err := os.MkdirTemp("", "netnstest-pins-")
+	// Not t.TempDir: it would be emptied before we have looked into it. The number
+	// lets Main tell our mounts from those of other processes.
+	dir, err := os.MkdirTemp("", fmt.Sprintf("netnstest-pins-%d-", os.Getpid()))
 	if err != nil {
 		l.t.Fatalf("netnstest: make a folder for pins: %v", err)
 	}

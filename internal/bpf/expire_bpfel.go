@@ -19,13 +19,13 @@ const (
 	ExpireMapEndpointAttached   = "endpoint_attached"
 	ExpireMapEndpointByAddr     = "endpoint_by_addr"
 	ExpireMapEndpointByIfindex  = "endpoint_by_ifindex"
-	ExpireMapFlowDrafts         = "flow_drafts"
 	ExpireMapFlowEvents         = "flow_events"
 	ExpireMapFlowRing           = "flow_ring"
 	ExpireMapFlows              = "flows"
 	ExpireMapFragmentsSeen      = "fragments_seen"
 	ExpireMapMetrics            = "metrics"
 	ExpireMapPeers              = "peers"
+	ExpireMapScratchPieces      = "scratch_pieces"
 	ExpireProgFlowPass          = "flow_pass"
 	ExpireVarFlowRingHead       = "flow_ring_head"
 	ExpireVarFragmentTimeout    = "fragment_timeout"
@@ -42,6 +42,7 @@ const (
 	ExpireVarWithEndpoints      = "with_endpoints"
 	ExpireVarWithFlows          = "with_flows"
 	ExpireVarWithOverlay        = "with_overlay"
+	ExpireVarWithTranslation    = "with_translation"
 )
 
 // LoadExpire returns the embedded CollectionSpec for Expire.
@@ -96,13 +97,13 @@ type ExpireMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
-	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
+	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
 }
 
 // ExpireVariableSpecs contains global variables before they are loaded into the kernel.
@@ -124,6 +125,7 @@ type ExpireVariableSpecs struct {
 	WithEndpoints      *ebpf.VariableSpec `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.VariableSpec `ebpf:"with_flows"`
 	WithOverlay        *ebpf.VariableSpec `ebpf:"with_overlay"`
+	WithTranslation    *ebpf.VariableSpec `ebpf:"with_translation"`
 }
 
 // ExpireObjects contains all objects after they have been loaded into the kernel.
@@ -149,13 +151,13 @@ type ExpireMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
-	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
+	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
 }
 
 func (m *ExpireMaps) Close() error {
@@ -163,13 +165,13 @@ func (m *ExpireMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
-		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
 		m.Metrics,
 		m.Peers,
+		m.ScratchPieces,
 	)
 }
 
@@ -192,6 +194,7 @@ type ExpireVariables struct {
 	WithEndpoints      *ebpf.Variable `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.Variable `ebpf:"with_flows"`
 	WithOverlay        *ebpf.Variable `ebpf:"with_overlay"`
+	WithTranslation    *ebpf.Variable `ebpf:"with_translation"`
 }
 
 // ExpirePrograms contains all programs after they have been loaded into the kernel.

@@ -19,14 +19,13 @@ const (
 	FromEndpointMapEndpointAttached   = "endpoint_attached"
 	FromEndpointMapEndpointByAddr     = "endpoint_by_addr"
 	FromEndpointMapEndpointByIfindex  = "endpoint_by_ifindex"
-	FromEndpointMapFlowDrafts         = "flow_drafts"
 	FromEndpointMapFlowEvents         = "flow_events"
 	FromEndpointMapFlowRing           = "flow_ring"
 	FromEndpointMapFlows              = "flows"
 	FromEndpointMapFragmentsSeen      = "fragments_seen"
-	FromEndpointMapIcmpQuotes         = "icmp_quotes"
 	FromEndpointMapMetrics            = "metrics"
 	FromEndpointMapPeers              = "peers"
+	FromEndpointMapScratchPieces      = "scratch_pieces"
 	FromEndpointProgFromEndpoint      = "from_endpoint"
 	FromEndpointVarFlowRingHead       = "flow_ring_head"
 	FromEndpointVarFragmentTimeout    = "fragment_timeout"
@@ -43,6 +42,7 @@ const (
 	FromEndpointVarWithEndpoints      = "with_endpoints"
 	FromEndpointVarWithFlows          = "with_flows"
 	FromEndpointVarWithOverlay        = "with_overlay"
+	FromEndpointVarWithTranslation    = "with_translation"
 )
 
 // LoadFromEndpoint returns the embedded CollectionSpec for FromEndpoint.
@@ -97,14 +97,13 @@ type FromEndpointMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
-	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
-	IcmpQuotes        *ebpf.MapSpec `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
+	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
 }
 
 // FromEndpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -126,6 +125,7 @@ type FromEndpointVariableSpecs struct {
 	WithEndpoints      *ebpf.VariableSpec `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.VariableSpec `ebpf:"with_flows"`
 	WithOverlay        *ebpf.VariableSpec `ebpf:"with_overlay"`
+	WithTranslation    *ebpf.VariableSpec `ebpf:"with_translation"`
 }
 
 // FromEndpointObjects contains all objects after they have been loaded into the kernel.
@@ -151,14 +151,13 @@ type FromEndpointMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
-	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
-	IcmpQuotes        *ebpf.Map `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
+	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
 }
 
 func (m *FromEndpointMaps) Close() error {
@@ -166,14 +165,13 @@ func (m *FromEndpointMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
-		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
-		m.IcmpQuotes,
 		m.Metrics,
 		m.Peers,
+		m.ScratchPieces,
 	)
 }
 
@@ -196,6 +194,7 @@ type FromEndpointVariables struct {
 	WithEndpoints      *ebpf.Variable `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.Variable `ebpf:"with_flows"`
 	WithOverlay        *ebpf.Variable `ebpf:"with_overlay"`
+	WithTranslation    *ebpf.Variable `ebpf:"with_translation"`
 }
 
 // FromEndpointPrograms contains all programs after they have been loaded into the kernel.

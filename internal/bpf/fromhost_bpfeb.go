@@ -19,14 +19,13 @@ const (
 	FromHostMapEndpointAttached   = "endpoint_attached"
 	FromHostMapEndpointByAddr     = "endpoint_by_addr"
 	FromHostMapEndpointByIfindex  = "endpoint_by_ifindex"
-	FromHostMapFlowDrafts         = "flow_drafts"
 	FromHostMapFlowEvents         = "flow_events"
 	FromHostMapFlowRing           = "flow_ring"
 	FromHostMapFlows              = "flows"
 	FromHostMapFragmentsSeen      = "fragments_seen"
-	FromHostMapIcmpQuotes         = "icmp_quotes"
 	FromHostMapMetrics            = "metrics"
 	FromHostMapPeers              = "peers"
+	FromHostMapScratchPieces      = "scratch_pieces"
 	FromHostProgFromHost          = "from_host"
 	FromHostVarFlowRingHead       = "flow_ring_head"
 	FromHostVarFragmentTimeout    = "fragment_timeout"
@@ -43,6 +42,7 @@ const (
 	FromHostVarWithEndpoints      = "with_endpoints"
 	FromHostVarWithFlows          = "with_flows"
 	FromHostVarWithOverlay        = "with_overlay"
+	FromHostVarWithTranslation    = "with_translation"
 )
 
 // LoadFromHost returns the embedded CollectionSpec for FromHost.
@@ -97,14 +97,13 @@ type FromHostMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
-	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
-	IcmpQuotes        *ebpf.MapSpec `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
+	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
 }
 
 // FromHostVariableSpecs contains global variables before they are loaded into the kernel.
@@ -126,6 +125,7 @@ type FromHostVariableSpecs struct {
 	WithEndpoints      *ebpf.VariableSpec `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.VariableSpec `ebpf:"with_flows"`
 	WithOverlay        *ebpf.VariableSpec `ebpf:"with_overlay"`
+	WithTranslation    *ebpf.VariableSpec `ebpf:"with_translation"`
 }
 
 // FromHostObjects contains all objects after they have been loaded into the kernel.
@@ -151,14 +151,13 @@ type FromHostMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
-	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
-	IcmpQuotes        *ebpf.Map `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
+	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
 }
 
 func (m *FromHostMaps) Close() error {
@@ -166,14 +165,13 @@ func (m *FromHostMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
-		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
-		m.IcmpQuotes,
 		m.Metrics,
 		m.Peers,
+		m.ScratchPieces,
 	)
 }
 
@@ -196,6 +194,7 @@ type FromHostVariables struct {
 	WithEndpoints      *ebpf.Variable `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.Variable `ebpf:"with_flows"`
 	WithOverlay        *ebpf.Variable `ebpf:"with_overlay"`
+	WithTranslation    *ebpf.Variable `ebpf:"with_translation"`
 }
 
 // FromHostPrograms contains all programs after they have been loaded into the kernel.

@@ -19,14 +19,13 @@ const (
 	FromOverlayMapEndpointAttached   = "endpoint_attached"
 	FromOverlayMapEndpointByAddr     = "endpoint_by_addr"
 	FromOverlayMapEndpointByIfindex  = "endpoint_by_ifindex"
-	FromOverlayMapFlowDrafts         = "flow_drafts"
 	FromOverlayMapFlowEvents         = "flow_events"
 	FromOverlayMapFlowRing           = "flow_ring"
 	FromOverlayMapFlows              = "flows"
 	FromOverlayMapFragmentsSeen      = "fragments_seen"
-	FromOverlayMapIcmpQuotes         = "icmp_quotes"
 	FromOverlayMapMetrics            = "metrics"
 	FromOverlayMapPeers              = "peers"
+	FromOverlayMapScratchPieces      = "scratch_pieces"
 	FromOverlayProgFromOverlay       = "from_overlay"
 	FromOverlayVarFlowRingHead       = "flow_ring_head"
 	FromOverlayVarFragmentTimeout    = "fragment_timeout"
@@ -43,6 +42,7 @@ const (
 	FromOverlayVarWithEndpoints      = "with_endpoints"
 	FromOverlayVarWithFlows          = "with_flows"
 	FromOverlayVarWithOverlay        = "with_overlay"
+	FromOverlayVarWithTranslation    = "with_translation"
 )
 
 // LoadFromOverlay returns the embedded CollectionSpec for FromOverlay.
@@ -97,14 +97,13 @@ type FromOverlayMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
-	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
-	IcmpQuotes        *ebpf.MapSpec `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
+	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
 }
 
 // FromOverlayVariableSpecs contains global variables before they are loaded into the kernel.
@@ -126,6 +125,7 @@ type FromOverlayVariableSpecs struct {
 	WithEndpoints      *ebpf.VariableSpec `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.VariableSpec `ebpf:"with_flows"`
 	WithOverlay        *ebpf.VariableSpec `ebpf:"with_overlay"`
+	WithTranslation    *ebpf.VariableSpec `ebpf:"with_translation"`
 }
 
 // FromOverlayObjects contains all objects after they have been loaded into the kernel.
@@ -151,14 +151,13 @@ type FromOverlayMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
-	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
-	IcmpQuotes        *ebpf.Map `ebpf:"icmp_quotes"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
+	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
 }
 
 func (m *FromOverlayMaps) Close() error {
@@ -166,14 +165,13 @@ func (m *FromOverlayMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
-		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
-		m.IcmpQuotes,
 		m.Metrics,
 		m.Peers,
+		m.ScratchPieces,
 	)
 }
 
@@ -196,6 +194,7 @@ type FromOverlayVariables struct {
 	WithEndpoints      *ebpf.Variable `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.Variable `ebpf:"with_flows"`
 	WithOverlay        *ebpf.Variable `ebpf:"with_overlay"`
+	WithTranslation    *ebpf.Variable `ebpf:"with_translation"`
 }
 
 // FromOverlayPrograms contains all programs after they have been loaded into the kernel.

@@ -19,13 +19,13 @@ const (
 	FromUnderlayMapEndpointAttached   = "endpoint_attached"
 	FromUnderlayMapEndpointByAddr     = "endpoint_by_addr"
 	FromUnderlayMapEndpointByIfindex  = "endpoint_by_ifindex"
-	FromUnderlayMapFlowDrafts         = "flow_drafts"
 	FromUnderlayMapFlowEvents         = "flow_events"
 	FromUnderlayMapFlowRing           = "flow_ring"
 	FromUnderlayMapFlows              = "flows"
 	FromUnderlayMapFragmentsSeen      = "fragments_seen"
 	FromUnderlayMapMetrics            = "metrics"
 	FromUnderlayMapPeers              = "peers"
+	FromUnderlayMapScratchPieces      = "scratch_pieces"
 	FromUnderlayProgFromUnderlay      = "from_underlay"
 	FromUnderlayVarFlowRingHead       = "flow_ring_head"
 	FromUnderlayVarFragmentTimeout    = "fragment_timeout"
@@ -42,6 +42,7 @@ const (
 	FromUnderlayVarWithEndpoints      = "with_endpoints"
 	FromUnderlayVarWithFlows          = "with_flows"
 	FromUnderlayVarWithOverlay        = "with_overlay"
+	FromUnderlayVarWithTranslation    = "with_translation"
 )
 
 // LoadFromUnderlay returns the embedded CollectionSpec for FromUnderlay.
@@ -96,13 +97,13 @@ type FromUnderlayMapSpecs struct {
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
-	FlowDrafts        *ebpf.MapSpec `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
+	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
 }
 
 // FromUnderlayVariableSpecs contains global variables before they are loaded into the kernel.
@@ -124,6 +125,7 @@ type FromUnderlayVariableSpecs struct {
 	WithEndpoints      *ebpf.VariableSpec `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.VariableSpec `ebpf:"with_flows"`
 	WithOverlay        *ebpf.VariableSpec `ebpf:"with_overlay"`
+	WithTranslation    *ebpf.VariableSpec `ebpf:"with_translation"`
 }
 
 // FromUnderlayObjects contains all objects after they have been loaded into the kernel.
@@ -149,13 +151,13 @@ type FromUnderlayMaps struct {
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
-	FlowDrafts        *ebpf.Map `ebpf:"flow_drafts"`
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
+	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
 }
 
 func (m *FromUnderlayMaps) Close() error {
@@ -163,13 +165,13 @@ func (m *FromUnderlayMaps) Close() error {
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
-		m.FlowDrafts,
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
 		m.Metrics,
 		m.Peers,
+		m.ScratchPieces,
 	)
 }
 
@@ -192,6 +194,7 @@ type FromUnderlayVariables struct {
 	WithEndpoints      *ebpf.Variable `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.Variable `ebpf:"with_flows"`
 	WithOverlay        *ebpf.Variable `ebpf:"with_overlay"`
+	WithTranslation    *ebpf.Variable `ebpf:"with_translation"`
 }
 
 // FromUnderlayPrograms contains all programs after they have been loaded into the kernel.

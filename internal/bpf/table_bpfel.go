@@ -70,6 +70,10 @@ const (
 	TableDropReasonDROP_UNKNOWN_ENDPOINT   TableDropReason = 43
 	TableDropReasonDROP_VLAN               TableDropReason = 44
 	TableDropReasonDROP_FRAGMENT_DISORDER  TableDropReason = 45
+	TableDropReasonDROP_FLOWS_FULL         TableDropReason = 46
+	TableDropReasonDROP_FLOW_CHANGED       TableDropReason = 48
+	TableDropReasonDROP_NO_PORT            TableDropReason = 47
+	TableDropReasonDROP_BAD_CHECKSUM       TableDropReason = 49
 	TableDropReasonDROP_COUNT              TableDropReason = 64
 )
 
@@ -95,27 +99,30 @@ type TableFlow struct {
 	Epoch    uint32
 	LastSeen uint32
 	Verdict  struct {
-		_      structs.HostLayout
-		Iif    uint32
-		Oif    uint32
-		Vni    uint32
-		Mtu    uint16
-		Action uint8
-		Flags  uint8
-		Dmac   [6]uint8
-		Smac   [6]uint8
-		Remote TableAddress
+		_         structs.HostLayout
+		Iif       uint32
+		Oif       uint32
+		Vni       uint32
+		Mtu       uint16
+		Action    uint8
+		Flags     uint8
+		Dmac      [6]uint8
+		Smac      [6]uint8
+		Remote    TableAddress
+		AddrDelta uint16
+		PortDelta uint16
 	}
-	Judged   uint32
-	Packets  uint64
-	Bytes    uint64
-	Peer     TableTuple
-	Stage    uint32
-	Slot     uint32
-	Created  uint32
-	Seen     uint8
-	Flags    uint8
-	Reserved uint16
+	Judged    uint32
+	Seen      uint8
+	Flags     uint8
+	Reserved  uint16
+	Packets   uint64
+	Bytes     uint64
+	Peer      TableTuple
+	Stage     uint32
+	Slot      uint32
+	Created   uint32
+	Reserved2 uint32
 }
 
 type TableFlowEvent uint32
@@ -136,7 +143,8 @@ const (
 type TableFlowFlag uint32
 
 const (
-	TableFlowFlagFLOW_REPLY TableFlowFlag = 1
+	TableFlowFlagFLOW_REPLY     TableFlowFlag = 1
+	TableFlowFlagFLOW_CONDEMNED TableFlowFlag = 2
 )
 
 type TableFlowSeen uint32
@@ -280,6 +288,7 @@ type TableVerdictFlag uint32
 const (
 	TableVerdictFlagVERDICT_DECREMENT_TTL    TableVerdictFlag = 1
 	TableVerdictFlagVERDICT_NO_PEER_REDIRECT TableVerdictFlag = 2
+	TableVerdictFlagVERDICT_TRANSLATE        TableVerdictFlag = 4
 )
 
 // Names of all BPF objects in the ELF.

@@ -72,3 +72,36 @@ func Missing(dir string) ([]string, error) {
 		return missing, nil
 	}
 }
+
+// Ensure makes dir on an existing bpf filesystem. The returned function takes
+// away the folders it has made, as far as they are empty.
+func Ensure(dir string) (takeBack func() error, err error) {
+	missing, err := Missing(dir)
+	if err != nil {
+		return nil, err
+	}
+	var made []string
+	takeBack = func() error {
+		for i := len(made) - 1; i >= 0; i-- {
+			err := os.Remove(made[i])
+			if errors.Is(err, unix.ENOTEMPTY) {
+				return nil // others have moved in
+			}
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("take back folder %s: %w", made[i], err)
+			}
+		}
+		return nil
+	}
+	for i := len(missing) - 1; i >= 0; i-- {
+		err := os.Mkdir(missing[i], 0o700)
+		if errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("make folder for pins %s (a bpf filesystem allows no dot in a name): %w", missing[i], err), takeBack())
+		}
+		made = append(made, missing[i])
+	}
+	return takeBack, nil
+}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -28,6 +29,11 @@ const (
 	PinName = "node"
 )
 
+// kernelName is what the kernel calls the state, which tells it from tables of
+// others. The number at its end is the version of the layout and of what its
+// fields mean: raise it when a state written before must not be read as it is.
+const kernelName = "node_state_1"
+
 // State is the state of one node. Its methods may be called concurrently.
 type State struct {
 	mu  sync.Mutex
@@ -36,7 +42,9 @@ type State struct {
 }
 
 // New makes the state of a node, or opens the one that is pinned in the folder
-// pins. An empty folder means that nothing is pinned.
+// pins. An empty folder means that nothing is pinned. What is pinned there and is
+// no state of this version is left alone, and the error is
+// ebpf.ErrMapIncompatible.
 func New(pins string) (*State, error) {
 	if pins != "" {
 		s, err := Open(pins)
@@ -44,13 +52,10 @@ func New(pins string) (*State, error) {
 			return s, err
 		}
 	}
-	spec, err := bpf.LoadTable()
+	ms, err := mapSpec()
 	if err != nil {
-		return nil, fmt.Errorf("read the tables object: %w", err)
+		return nil, err
 	}
-	ms := spec.Maps[MapName].Copy()
-	ms.Name = PinName
-	ms.Flags |= unix.BPF_F_MMAPABLE
 	m, err := ebpf.NewMap(ms)
 	if err != nil {
 		return nil, fmt.Errorf("make the node's state: %w", err)
@@ -73,24 +78,65 @@ func New(pins string) (*State, error) {
 	return s, nil
 }
 
-// Open opens the pinned state of a node.
+func mapSpec() (*ebpf.MapSpec, error) {
+	spec, err := bpf.LoadTable()
+	if err != nil {
+		return nil, fmt.Errorf("read the tables object: %w", err)
+	}
+	ms := spec.Maps[MapName]
+	ms.Name = kernelName
+	ms.Flags |= unix.BPF_F_MMAPABLE
+	return ms, nil
+}
+
+// Open opens the pinned state of a node. An absent one answers os.ErrNotExist,
+// another table in its place ebpf.ErrMapIncompatible.
 func Open(pins string) (*State, error) {
 	path := filepath.Join(pins, PinName)
 	m, err := ebpf.LoadPinnedMap(path, nil)
 	if err != nil {
 		return nil, fmt.Errorf("open the node's state %s: %w", path, err)
 	}
+	if err := check(m); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the node's state %s: %w", path, err), m.Close())
+	}
 	s, err := wrap(m)
 	if err != nil {
-		return nil, errors.Join(err, m.Close())
+		return nil, errors.Join(fmt.Errorf("open the node's state %s: %w", path, err), m.Close())
 	}
 	return s, nil
 }
 
-func wrap(m *ebpf.Map) (*State, error) {
-	if m.Type() != ebpf.Array || int(m.ValueSize()) < int(unsafe.Sizeof(bpf.TableNodeState{})) {
-		return nil, fmt.Errorf("the node's state %s: %w", m, ebpf.ErrMapIncompatible)
+// check refuses a table that is not a state of this version, before anything is
+// written to it.
+func check(m *ebpf.Map) error {
+	want, err := mapSpec()
+	if err != nil {
+		return err
 	}
+	info, err := m.Info()
+	if err != nil {
+		return fmt.Errorf("ask the kernel about it: %w", err)
+	}
+	var diffs []string
+	differ := func(what string, have, want any) {
+		if have != want {
+			diffs = append(diffs, fmt.Sprintf("%s: have %v, want %v", what, have, want))
+		}
+	}
+	differ("name", info.Name, want.Name)
+	differ("type", info.Type, want.Type)
+	differ("key size", info.KeySize, want.KeySize)
+	differ("value size", info.ValueSize, want.ValueSize)
+	differ("max entries", info.MaxEntries, want.MaxEntries)
+	differ("flags", info.Flags, want.Flags)
+	if len(diffs) > 0 {
+		return fmt.Errorf("%s: another version or somebody else has made it, stop what uses it and remove it: %w", strings.Join(diffs, "; "), ebpf.ErrMapIncompatible)
+	}
+	return nil
+}
+
+func wrap(m *ebpf.Map) (*State, error) {
 	mem, err := unix.Mmap(m.FD(), 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map the node's state into memory: %w", err)

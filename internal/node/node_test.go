@@ -100,17 +100,54 @@ func TestPinnedState(t *testing.T) {
 	assert.Equal(t, uint32(9), n.OverlayIfindex)
 	assert.Equal(t, epoch, n.Epoch)
 
-	// Not our table.
-	other := pins(t)
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1})
-	require.NoError(t, err)
-	defer m.Close()
-	require.NoError(t, m.Pin(filepath.Join(other, PinName)))
-	_, err = New(other)
-	require.ErrorIs(t, err, ebpf.ErrMapIncompatible)
 	// A folder that is none for pins leaves nothing.
 	_, err = New(t.TempDir())
 	require.ErrorContains(t, err, "pin the node's state")
+}
+
+// Only a state of this version is written to: each property is looked at, and
+// the error names those that differ.
+func TestAnotherTableIsNoState(t *testing.T) {
+	t.Parallel()
+	for want, change := range map[string]func(*ebpf.MapSpec){
+		"":                                     func(*ebpf.MapSpec) {},
+		"name: have node, want node_state_1":   func(ms *ebpf.MapSpec) { ms.Name = "node" },
+		"name: have node_state_2, want":        func(ms *ebpf.MapSpec) { ms.Name = "node_state_2" },
+		"type: have Hash, want Array":          func(ms *ebpf.MapSpec) { ms.Type, ms.Flags = ebpf.Hash, 0 },
+		"key size: have 8, want 4":             func(ms *ebpf.MapSpec) { ms.Type, ms.Flags, ms.KeySize = ebpf.Hash, 0, 8 },
+		"value size: have 40, want 32":         func(ms *ebpf.MapSpec) { ms.ValueSize = 40 },
+		"value size: have 24, want 32":         func(ms *ebpf.MapSpec) { ms.ValueSize = 24 },
+		"max entries: have 2, want 1":          func(ms *ebpf.MapSpec) { ms.MaxEntries = 2 },
+		"flags: have 0, want 1024":             func(ms *ebpf.MapSpec) { ms.Flags = 0 },
+		"value size: have 33, want 32; max en": func(ms *ebpf.MapSpec) { ms.ValueSize, ms.MaxEntries = 33, 3 },
+	} {
+		dir := pins(t)
+		ms, err := mapSpec()
+		require.NoError(t, err)
+		ms.Key, ms.Value, ms.Contents = nil, nil, nil
+		change(ms)
+		m, err := ebpf.NewMap(ms)
+		require.NoError(t, err)
+		path := filepath.Join(dir, PinName)
+		require.NoError(t, m.Pin(path))
+		for _, open := range []func(string) (*State, error){New, Open} {
+			s, err := open(dir)
+			if want == "" {
+				require.NoError(t, err)
+				require.NoError(t, s.Close())
+				continue
+			}
+			require.ErrorIs(t, err, ebpf.ErrMapIncompatible)
+			require.ErrorContains(t, err, "open the node's state "+path+": ")
+			require.ErrorContains(t, err, want)
+			require.ErrorContains(t, err, "remove it")
+		}
+		if want != "" {
+			require.ErrorIs(t, NewEpoch(dir).Unchanged(), ebpf.ErrMapIncompatible, "nor does a table announce to it")
+		}
+		assert.FileExists(t, path)
+		require.NoError(t, m.Close())
+	}
 }
 
 func TestStateConcurrently(t *testing.T) {

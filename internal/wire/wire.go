@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package wire is the one place where addresses and ports change their form
-// between Go's values and the bytes that the programs keep.
+// between Go's values and the bytes that the programs keep. What it refuses is
+// os.ErrInvalid.
 package wire
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
 )
 
 // Addr turns a into 16 bytes, an IPv4 address in mapped form. The invalid
@@ -69,14 +69,14 @@ func GoPrefix(k bpf.TablePeerKey) netip.Prefix {
 func MAC(m net.HardwareAddr) ([6]uint8, error) {
 	var out [6]uint8
 	if len(m) != len(out) {
-		return out, fmt.Errorf("MAC address %q of %d bytes: want 6", m, len(m))
+		return out, invalid.Errorf("MAC address %q of %d bytes: want 6", m, len(m))
 	}
 	copy(out[:], m)
 	if out == [6]uint8{} {
-		return out, errors.New("MAC address is all zero")
+		return out, invalid.Errorf("MAC address is all zero")
 	}
 	if out[0]&1 != 0 {
-		return out, fmt.Errorf("MAC address %s: is that of a group, want one device's", m)
+		return out, invalid.Errorf("MAC address %s: is that of a group, want one device's", m)
 	}
 	return out, nil
 }
@@ -86,14 +86,14 @@ func MAC(m net.HardwareAddr) ([6]uint8, error) {
 func CheckAddr(a netip.Addr) (netip.Addr, error) {
 	switch {
 	case !a.IsValid():
-		return a, errors.New("the address is missing or invalid")
+		return a, invalid.Errorf("the address is missing or invalid")
 	case a.Zone() != "":
-		return a, fmt.Errorf("address %s: a zone has no meaning here", a)
+		return a, invalid.Errorf("address %s: a zone has no meaning here", a)
 	}
 	a = a.Unmap()
 	switch {
 	case a.IsUnspecified(), a.IsMulticast(), a.IsLoopback(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return a, fmt.Errorf("address %s: does not name one host", a)
+		return a, invalid.Errorf("address %s: does not name one host", a)
 	}
 	return a, nil
 }
@@ -103,19 +103,19 @@ func CheckAddr(a netip.Addr) (netip.Addr, error) {
 // IPv4 in a table of both.
 func CheckPrefix(p netip.Prefix) (netip.Prefix, error) {
 	if !p.IsValid() {
-		return p, errors.New("the prefix is missing or invalid")
+		return p, invalid.Errorf("the prefix is missing or invalid")
 	}
 	if p.Addr().Is4In6() {
 		if p.Bits() < 96 {
-			return p, fmt.Errorf("prefix %s: mixes IPv4-mapped and IPv6 addresses", p)
+			return p, invalid.Errorf("prefix %s: mixes IPv4-mapped and IPv6 addresses", p)
 		}
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
 	if p != p.Masked() {
-		return p, fmt.Errorf("prefix %s: has host bits, do you mean %s?", p, p.Masked())
+		return p, invalid.Errorf("prefix %s: has host bits, do you mean %s?", p, p.Masked())
 	}
 	if p.Addr().Is6() && p.Contains(netip.AddrFrom16([16]byte{10: 0xff, 11: 0xff})) {
-		return p, fmt.Errorf("prefix %s: covers IPv4 too, which is kept below ::ffff:0:0/96; take 2000::/3 for all of IPv6 that is routed", p)
+		return p, invalid.Errorf("prefix %s: covers IPv4 too, which is kept below ::ffff:0:0/96; take 2000::/3 for all of IPv6 that is routed", p)
 	}
 	return p, nil
 }

@@ -5,6 +5,7 @@ package wire_test
 import (
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -103,10 +104,12 @@ func TestPrefix(t *testing.T) {
 	} {
 		_, err := wire.CheckPrefix(netip.MustParsePrefix(s))
 		require.ErrorContains(t, err, want, s)
+		require.ErrorIs(t, err, os.ErrInvalid, s)
 	}
 	for _, p := range []netip.Prefix{{}, netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 33)} {
 		_, err := wire.CheckPrefix(p)
 		require.ErrorContains(t, err, "missing or invalid")
+		require.ErrorIs(t, err, os.ErrInvalid)
 	}
 	assert.False(t, wire.GoPrefix(bpf.TablePeerKey{Prefixlen: 129}).IsValid())
 }
@@ -122,6 +125,7 @@ func TestMAC(t *testing.T) {
 	} {
 		_, err := wire.MAC(bad)
 		require.ErrorContains(t, err, want)
+		require.ErrorIs(t, err, os.ErrInvalid)
 	}
 }
 
@@ -138,7 +142,9 @@ func TestCheckAddr(t *testing.T) {
 	} {
 		_, err := wire.CheckAddr(netip.MustParseAddr(s))
 		require.ErrorContains(t, err, want, s)
+		require.ErrorIs(t, err, os.ErrInvalid, s)
 	}
 	_, err := wire.CheckAddr(netip.Addr{})
 	require.ErrorContains(t, err, "missing or invalid")
+	require.ErrorIs(t, err, os.ErrInvalid)
 }

@@ -5,6 +5,7 @@
  * workload sends comes here first; one program serves all endpoints.
  */
 #include "lib/bpf.h"
+#include "lib/checksum.h"
 #include "lib/config.h"
 #include "lib/drop.h"
 #include "lib/flow.h"
@@ -23,6 +24,12 @@ static __always_inline int answer(struct __sk_buff *skb, __u32 counted_as)
 	return send_to_peer(skb, skb->ifindex);
 }
 
+/* What leaves the node must be what was judged. In another endpoint nobody writes into it. */
+static __always_inline int is_honest(struct __sk_buff *skb, const struct packet *p, const struct verdict *v)
+{
+	return v->action == ACTION_TO_ENDPOINT || checksum_is_honest(skb, p->l4, p->tuple.protocol);
+}
+
 /* ARP and NDP end here: an endpoint has one neighbour, the gateway. */
 __global int neighbour(struct __sk_buff *skb, struct packet *p, int is_arp)
 {
@@ -38,33 +45,33 @@ __global int neighbour(struct __sk_buff *skb, struct packet *p, int is_arp)
 
 __global int slow(struct __sk_buff *skb, struct packet *p)
 {
-	struct verdict v = {};
+	struct decision d = {};
 	struct flow *f = NULL;
-	int judged = 0, err;
+	int decided, err;
 
 	if (!p)
 		return TCX_DROP;
-	err = path_prepare(p, &f);
+	err = path_prepare(p, &f, &d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	/* The source of an ICMP error is not in the tuple: it is judged each time. */
-	if (f && path_is_judged(skb, f) && p->kind != PACKET_ICMP_ERROR) {
-		v = f->verdict;
-		judged = 1;
-	} else {
-		err = route_from_endpoint(skb, p, &v);
+	decided = path_is_decided(skb, p, f, &d);
+	if (!decided) {
+		path_follow(p, f, &d);
+		err = route_from_endpoint(skb, p, &d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
 	}
-	err = send_check(skb, p, &v);
+	if (!is_honest(skb, p, &d.verdict))
+		return drop(skb, HOOK, DROP_BAD_CHECKSUM);
+	err = send_check(skb, p, &d.verdict);
 	if (err) {
 		drop(skb, HOOK, (__u32)err);
-		return icmp_answer(skb, p, err, v.mtu) ? TCX_DROP : send_to_peer(skb, v.iif);
+		return icmp_answer(skb, p, err, d.verdict.mtu) ? TCX_DROP : send_to_peer(skb, d.verdict.iif);
 	}
-	err = path_remember(skb, p, f, judged, &v);
+	err = path_remember(skb, p, f, decided, &d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	return send(skb, p, &v, HOOK);
+	return send_decided(skb, p, &d, HOOK);
 }
 
 SEC("tc")
@@ -76,9 +83,10 @@ int from_endpoint(struct __sk_buff *skb)
 	if (likely(!err && p.kind == PACKET_PLAIN) && with_flows) {
 		struct flow *f = flow_lookup(&p.tuple);
 
-		if (f && flow_is_settled(f, skb, &p) && likely(!send_check(skb, &p, &f->verdict))) {
+		if (f && flow_is_settled(f, skb, &p) && likely(!send_check(skb, &p, &f->verdict)) &&
+		    likely(is_honest(skb, &p, &f->verdict))) {
 			flow_touch(f, skb, &p);
-			return send(skb, &p, &f->verdict, HOOK);
+			return send(skb, &p, &f->verdict, &f->peer, HOOK);
 		}
 	}
 	if (err == DROP_UNKNOWN_L3 && skb->protocol == htons(ETH_P_ARP))

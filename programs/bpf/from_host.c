@@ -18,35 +18,34 @@
 
 __global int slow(struct __sk_buff *skb, struct packet *p)
 {
-	struct verdict v = {};
+	struct decision d = {};
 	struct flow *f = NULL;
-	int judged = 0, err;
+	int decided, err;
 
 	if (!p)
 		return TCX_DROP;
-	err = path_prepare(p, &f);
+	err = path_prepare(p, &f, &d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	if (f && path_is_judged(skb, f)) {
-		v = f->verdict;
-		judged = 1;
-	} else {
-		err = route_from_host(skb, p, &v);
+	decided = path_is_decided(skb, p, f, &d);
+	if (!decided) {
+		path_follow(p, f, &d);
+		err = route_from_host(skb, p, &d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
 	}
-	err = send_check(skb, p, &v);
+	err = send_check(skb, p, &d.verdict);
 	if (err) {
 		drop(skb, HOOK, (__u32)err);
-		if (icmp_answer(skb, p, err, v.mtu))
+		if (icmp_answer(skb, p, err, d.verdict.mtu))
 			return TCX_DROP;
 		/* The error's addresses are the node's own and known to be right: back up the pair. */
 		return (int)bpf_redirect(node.host_ifindex, BPF_F_INGRESS);
 	}
-	err = path_remember(skb, p, f, judged, &v);
+	err = path_remember(skb, p, f, decided, &d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	return send(skb, p, &v, HOOK);
+	return send_decided(skb, p, &d, HOOK);
 }
 
 SEC("tc")
@@ -62,7 +61,7 @@ int from_host(struct __sk_buff *skb)
 
 		if (f && flow_is_settled(f, skb, &p) && likely(!send_check(skb, &p, &f->verdict))) {
 			flow_touch(f, skb, &p);
-			return send(skb, &p, &f->verdict, HOOK);
+			return send(skb, &p, &f->verdict, &f->peer, HOOK);
 		}
 	}
 	if (p.kind == PACKET_NEIGHBOUR)

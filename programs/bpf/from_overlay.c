@@ -35,33 +35,31 @@ static __always_inline int answer(struct __sk_buff *skb, const struct verdict *v
 
 __global int slow(struct __sk_buff *skb, struct packet *p, struct sender *from)
 {
-	struct verdict v = {};
+	struct decision d = {};
 	struct flow *f = NULL;
-	int judged = 0, err;
+	int decided, err;
 
 	if (!p || !from)
 		return TCX_DROP;
-	err = path_prepare(p, &f);
+	err = path_prepare(p, &f, &d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	/* Who sends an ICMP error is not in the tuple: it is judged each time. */
-	if (f && path_is_judged(skb, f) && p->kind != PACKET_ICMP_ERROR && sender_is_known(f, from)) {
-		v = f->verdict;
-		judged = 1;
-	} else {
-		err = route_from_overlay(skb, p, from, &v);
+	decided = f && sender_is_known(f, from) && path_is_decided(skb, p, f, &d);
+	if (!decided) {
+		path_follow(p, f, &d);
+		err = route_from_overlay(skb, p, from, &d);
 		if (err)
 			return reject(skb, err);
 	}
-	err = send_check(skb, p, &v);
+	err = send_check(skb, p, &d.verdict);
 	if (err) {
 		drop(skb, HOOK, (__u32)err);
-		return icmp_answer(skb, p, err, v.mtu) ? TCX_DROP : answer(skb, &v);
+		return icmp_answer(skb, p, err, d.verdict.mtu) ? TCX_DROP : answer(skb, &d.verdict);
 	}
-	err = path_remember(skb, p, f, judged, &v);
+	err = path_remember(skb, p, f, decided, &d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	return send(skb, p, &v, HOOK);
+	return send_decided(skb, p, &d, HOOK);
 }
 
 SEC("tc")
@@ -82,7 +80,7 @@ int from_overlay(struct __sk_buff *skb)
 		if (f && flow_is_settled(f, skb, &p) && sender_is_known(f, &from) &&
 		    likely(!send_check(skb, &p, &f->verdict))) {
 			flow_touch(f, skb, &p);
-			return send(skb, &p, &f->verdict, HOOK);
+			return send(skb, &p, &f->verdict, &f->peer, HOOK);
 		}
 	}
 	if (p.kind == PACKET_NEIGHBOUR)

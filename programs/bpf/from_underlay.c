@@ -56,7 +56,7 @@ int from_underlay(struct __sk_buff *skb)
 	if (overlay_strip(skb, &p))
 		return drop(skb, HOOK, DROP_REWRITE_FAILED);
 	flow_touch(f, skb, &p);
-	return send(skb, &p, &f->verdict, HOOK);
+	return send(skb, &p, &f->verdict, &f->peer, HOOK);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -38,26 +38,27 @@ static __always_inline int is_ours(const struct flow *f)
 
 __global int slow(struct __sk_buff *skb, struct packet *p)
 {
-	struct verdict v = {};
+	struct decision d = {};
 	struct flow *f = NULL;
-	int judged = 0, err;
+	int decided = 0, err;
 
 	if (!p)
 		return TCX_DROP;
-	err = path_prepare(p, &f);
+	err = path_prepare(p, &f, &d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
 	if (f && is_admitted(f, skb)) {
 		if (!is_ours(f))
 			return pass(skb);
-		v = f->verdict;
-		judged = 1;
+		flow_decision(f, &d);
+		decided = 1;
 	} else {
-		err = route_to_endpoint_device(skb, p, &v);
+		path_follow(p, f, &d);
+		err = route_to_endpoint_device(skb, p, &d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
 	}
-	err = path_remember(skb, p, f, judged, &v);
+	err = path_remember(skb, p, f, decided, &d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
 	return pass(skb);

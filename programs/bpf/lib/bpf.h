@@ -21,6 +21,8 @@ typedef __u32 __be32;
 #define NULL ((void *)0)
 
 #define SEC(name) __attribute__((section(name), used))
+/* A function of the kernel, found by its name when the program is loaded. */
+#define SEC_KSYMS __attribute__((section(".ksyms")))
 #define __always_inline inline __attribute__((always_inline))
 /*
  * A function that the verifier checks once, for any arguments, and not again
@@ -160,6 +162,7 @@ static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
+static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
 static __u32 (*const bpf_get_smp_processor_id)(void) = (void *)8;
 static long (*const bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from, __u32 len, __u64 flags) = (void *)9;
 static long (*const bpf_skb_get_tunnel_key)(struct __sk_buff *skb, struct bpf_tunnel_key *key, __u32 size, __u64 flags) = (void *)20;

@@ -14,6 +14,7 @@
 CONFIG(__u8, with_endpoints, "deliver to the endpoints of the endpoint table");
 CONFIG(__u8, with_flows, "remember flows and their verdicts");
 CONFIG(__u8, with_overlay, "send to the nodes of the peers table");
+CONFIG(__u8, with_translation, "flows may go on under another tuple than they came with");
 CONFIG(__u8, overlay_ipv6, "the overlay runs over IPv6");
 CONFIG(__u8, overlay_checksum, "send overlay packets with a UDP checksum");
 CONFIG(__u8, overlay_pass_foreign, "leave foreign overlay packets to the stack, do not drop them");

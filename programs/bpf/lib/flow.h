@@ -8,16 +8,11 @@
 
 #include "bpf.h"
 #include "config.h"
+#include "nat.h"
 #include "parse.h"
+#include "scratch.h"
 #include "tables.h"
 #include "types.h"
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, struct flow);
-	__uint(max_entries, 1);
-} flow_drafts SEC(".maps");
 
 static __always_inline struct flow *flow_lookup(const struct tuple *t)
 {
@@ -29,7 +24,7 @@ static __always_inline void flow_count(__u32 event)
 	__u64 *n = bpf_map_lookup_elem(&flow_events, &event);
 
 	if (n)
-		*n += 1;
+		__sync_fetch_and_add(n, 1); /* exact also where a program can be put aside for another */
 }
 
 /* A packet that may open a connection anew is looked at closely. */
@@ -104,28 +99,73 @@ static __always_inline void flow_delete(const struct tuple *t, const struct flow
 }
 
 /*
+ * The memory of a deleted entry is another flow's at once, while a program on
+ * another CPU may still have the old verdict in hand. So a flow loses its verdict
+ * a quarter of the ring before it loses its place.
+ */
+static __always_inline void flow_condemn(__u32 slot)
+{
+	struct tuple *t = bpf_map_lookup_elem(&flow_ring, &slot);
+	struct flow *f, *reply;
+
+	if (!t || !t->protocol)
+		return;
+	f = flow_lookup(t);
+	if (!f || f->slot != slot || f->stage != FLOW_NEW || (f->flags & FLOW_REPLY))
+		return;
+	f->flags |= FLOW_CONDEMNED;
+	__sync_lock_test_and_set(&f->epoch, 0);
+	reply = flow_lookup(&f->peer);
+	if (reply) {
+		reply->flags |= FLOW_CONDEMNED;
+		__sync_lock_test_and_set(&reply->epoch, 0);
+	}
+}
+
+/*
  * A new flow takes the place of the oldest one that is still unconfirmed, if
  * the ring is full, so a flood of openings costs the table no more than the
  * ring's size and can not touch what is confirmed. old: room for its tuple.
  */
 __global __u32 flow_take_slot(struct tuple *t, struct tuple *old)
 {
-	__u32 slot = __sync_fetch_and_add(&flow_ring_head, 1) & unconfirmed_mask;
+	__u32 head = __sync_fetch_and_add(&flow_ring_head, 1);
+	__u32 slot = head & unconfirmed_mask;
 	struct tuple *place = bpf_map_lookup_elem(&flow_ring, &slot);
 	struct flow *f;
 
 	if (!place || !t || !old)
 		return slot;
+	flow_condemn((head + (unconfirmed_mask + 1) / 4) & unconfirmed_mask);
 	*old = *place;
 	*place = *t;
 	if (!old->protocol)
 		return slot;
 	f = flow_lookup(old);
-	if (f && f->slot == slot && __sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_DEAD) == FLOW_NEW) {
+	if (f && f->slot == slot && !(f->flags & FLOW_REPLY) &&
+	    __sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_DEAD) == FLOW_NEW) {
 		flow_delete(old, f);
 		flow_count(FLOW_EVICTED);
+	} else {
+		old->protocol = 0; /* nothing has gone */
 	}
 	return slot;
+}
+
+/* So many slots are looked into for a flow that can make room in a full table. */
+#define FLOW_ROOM_TRIES 16
+
+/* The table is full: of flows that are confirmed, or of ones that are not and must go first. */
+__global int flow_make_room(struct tuple *t, struct tuple *old)
+{
+	if (!t || !old)
+		return 0;
+	for (int i = 0; i < FLOW_ROOM_TRIES; i++) {
+		flow_take_slot(t, old);
+		if (old->protocol)
+			return 1;
+	}
+	return 0;
 }
 
 /*
@@ -150,11 +190,22 @@ static __always_inline void flow_count_failure(long err)
 }
 
 /* A reply's entry that no flow stands behind: what is left of one that has gone. */
-static __always_inline int flow_is_orphan(const struct tuple *t, const struct tuple *original)
+static __always_inline int flow_is_orphan(const struct tuple *t)
 {
-	const struct flow *f = flow_lookup(t), *other = flow_lookup(original);
+	const struct flow *f = flow_lookup(t), *other;
 
-	return f && (f->flags & FLOW_REPLY) && (!other || (other->flags & FLOW_REPLY));
+	if (!f || !(f->flags & FLOW_REPLY))
+		return 0;
+	other = flow_lookup(&f->peer);
+	return !other || (other->flags & FLOW_REPLY);
+}
+
+/* Another flow's answers arrive with that tuple, so they could not be told from ours. */
+static __always_inline int flow_is_taken(const struct tuple *reply, const struct tuple *original)
+{
+	const struct flow *f = flow_lookup(reply);
+
+	return f && !tuple_is_equal(&f->peer, original);
 }
 
 /*
@@ -175,66 +226,128 @@ static __always_inline struct flow *flow_claim_orphan(const struct tuple *t)
 	return NULL;
 }
 
-/* An empty flow to be filled in: too large for the stack. One packet at a time on each CPU. */
-static __always_inline struct flow *flow_draft(void)
-{
-	__u32 zero = 0;
-	struct flow *f = bpf_map_lookup_elem(&flow_drafts, &zero);
+_Static_assert(sizeof(struct flow) <= SCRATCH_SIZE, "a flow is written in the scratch room");
 
-	if (f)
-		__builtin_memset(f, 0, sizeof(*f));
+/* An empty flow to be filled in. */
+static __always_inline struct flow *flow_draft(struct scratch *s)
+{
+	struct flow *f = (struct flow *)s->bytes;
+
+	__builtin_memset(f, 0, sizeof(*f));
 	return f;
+}
+
+/* So many source ports are tried for a flow whose answers would be taken for another's. */
+#define NAT_TRIES 32
+#define NAT_PORT_FIRST 1024
+
+/*
+ * Puts the entry of the replies in, under another source port if theirs is
+ * taken: what is free is what can be inserted. Returns 0, or the error of the
+ * last try.
+ */
+__global int flow_insert_reply(struct tuple *original, struct tuple *reply, struct flow *f)
+{
+	__u32 port;
+	long err;
+
+	if (!original || !reply || !f)
+		return -EEXIST;
+	err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
+	if (err != -EEXIST || !with_translation || !flow_is_taken(reply, original) || flow_is_orphan(reply) ||
+	    (reply->protocol != IPPROTO_TCP && reply->protocol != IPPROTO_UDP))
+		return (int)err;
+	port = bpf_get_prandom_u32();
+	for (int i = 0; i < NAT_TRIES && err == -EEXIST; i++) {
+		port = port * 1664525 + 1013904223; /* spread well, the upper half best */
+		reply->dport = htons(NAT_PORT_FIRST + ((port >> 16) * (65536 - NAT_PORT_FIRST) >> 16));
+		err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
+	}
+	return (int)err;
+}
+
+/* What was decided for the packets of an entry. A function of its own: the copy would lie on the stack twice. */
+__global int flow_decision(struct flow *f, struct decision *d)
+{
+	if (!f || !d)
+		return 0;
+	d->verdict = f->verdict;
+	d->reply = f->peer;
+	return 0;
+}
+
+/*
+ * Another CPU was first to make the flow. If it has chosen another translation,
+ * its choice counts.
+ */
+static __always_inline int flow_yield(const struct tuple *original, struct decision *d, int fresh)
+{
+	struct flow *f = flow_lookup(original);
+
+	if (!with_translation || (f && tuple_is_equal(&f->peer, &d->reply)))
+		return DROP_NONE;
+	if (fresh)
+		bpf_map_delete_elem(&flows, &d->reply);
+	if (!f || f->judged != d->epoch || f->verdict.iif != d->verdict.iif)
+		return DROP_FLOW_CHANGED;
+	flow_decision(f, d);
+	return DROP_NONE;
 }
 
 /*
  * Remembers a flow with the verdict for the packet's direction. The reply's
  * entry is empty: its first packet is judged where it arrives. A table that is
- * full is not the packet's fault: it goes on, and the next one is judged anew.
+ * full is not the packet's fault: it goes on, and the next one is judged anew;
+ * unless the flow is translated, for its answers could not be undone. Returns
+ * DROP_NONE or the reason to drop the packet.
  *
  * What is left of an earlier flow is written over, for whatever it has seen was
  * not of this one. Two sides that open at once may both become originators,
  * each with the other for its reply; both look closely at their next packet,
  * which confirms.
  */
-__global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+static __always_inline int flow_write(const struct __sk_buff *skb, struct packet *p, struct decision *d, struct flow *f)
 {
-	struct flow *f = flow_draft();
-	struct tuple reply;
+	struct tuple evicted;
 	struct flow *other;
+	__u32 slot;
 	int fresh;
 	long err;
 
-	if (!p || !v || !f)
-		return 0;
-	tuple_reverse(&p->tuple, &reply);
+	slot = flow_take_slot(&p->tuple, &evicted);
 	f->last_seen = (__u32)bpf_jiffies64();
 	f->created = f->last_seen;
 	f->peer = p->tuple;
 	f->flags = FLOW_REPLY;
-	err = bpf_map_update_elem(&flows, &reply, f, BPF_NOEXIST);
-	if (err == -EEXIST && flow_is_orphan(&reply, &p->tuple)) {
-		if (!flow_claim_orphan(&reply))
-			return 0; /* about to be deleted: the next packet finds its place free */
-		err = bpf_map_update_elem(&flows, &reply, f, BPF_ANY);
+	err = flow_insert_reply(&p->tuple, &d->reply, f);
+	if (err == -E2BIG && flow_make_room(&p->tuple, &evicted))
+		err = flow_insert_reply(&p->tuple, &d->reply, f);
+	nat_note(&p->tuple, d);
+	if (err == -EEXIST && flow_is_orphan(&d->reply)) {
+		if (!flow_claim_orphan(&d->reply))
+			return DROP_NONE; /* about to be deleted: the next packet finds its place free */
+		err = bpf_map_update_elem(&flows, &d->reply, f, BPF_ANY);
 	}
+	if (err == -EEXIST && flow_is_taken(&d->reply, &p->tuple))
+		return DROP_NO_PORT;
 	if (err && err != -EEXIST) {
 		flow_count_failure(err);
-		return 0;
+		return d->verdict.flags & VERDICT_TRANSLATE ? DROP_FLOWS_FULL : DROP_NONE;
 	}
 	fresh = !err;
 
-	f->peer = reply;
+	f->peer = d->reply;
 	f->flags = 0;
 	f->stage = FLOW_NEW;
 	f->seen = seen_of(p->tcp_flags);
 	f->packets = 1;
 	f->bytes = skb->len;
-	f->verdict = *v;
-	f->judged = node.epoch;
+	f->verdict = d->verdict;
+	f->judged = d->epoch;
 	f->epoch = fresh ? f->judged : 0;
-	f->slot = flow_take_slot(&p->tuple, &reply);
+	f->slot = slot;
 	err = bpf_map_update_elem(&flows, &p->tuple, f, BPF_NOEXIST);
-	if (err == -EEXIST && flow_is_orphan(&p->tuple, &f->peer) && flow_claim_orphan(&p->tuple)) {
+	if (err == -EEXIST && flow_is_orphan(&p->tuple) && flow_claim_orphan(&p->tuple)) {
 		f->epoch = 0;
 		err = bpf_map_update_elem(&flows, &p->tuple, f, BPF_ANY);
 	}
@@ -243,38 +356,111 @@ __global int flow_create(struct __sk_buff *skb, struct packet *p, struct verdict
 		other = f->epoch ? NULL : flow_lookup(&f->peer);
 		if (other)
 			__sync_lock_test_and_set(&other->epoch, 0);
-	} else if (err != -EEXIST) { /* EEXIST: another CPU was first */
-		flow_count_failure(err);
-		if (fresh)
-			bpf_map_delete_elem(&flows, &f->peer);
+		return DROP_NONE;
 	}
-	return 0;
+	if (err == -EEXIST)
+		return flow_yield(&p->tuple, d, fresh);
+	flow_count_failure(err);
+	if (fresh)
+		bpf_map_delete_elem(&flows, &f->peer);
+	return d->verdict.flags & VERDICT_TRANSLATE ? DROP_FLOWS_FULL : DROP_NONE;
+}
+
+/* Without room for a draft, which nobody has ever seen happen, the flow is as with a full table. */
+__global int flow_create(struct __sk_buff *skb, struct packet *p, struct decision *d)
+{
+	struct scratch *s;
+	int err;
+
+	if (!p || !d)
+		return DROP_NONE;
+	s = scratch_take();
+	if (!s) {
+		flow_count(FLOW_FAILED);
+		nat_note(&p->tuple, d);
+		return d->verdict.flags & VERDICT_TRANSLATE ? DROP_FLOWS_FULL : DROP_NONE;
+	}
+	err = flow_write(skb, p, d, flow_draft(s));
+	scratch_give_back(s);
+	return err;
 }
 
 /*
  * Writes a new verdict. Where it differs, the entry is replaced as a whole: a
  * packet on another CPU sees the old verdict or the new one, never a mixture.
  */
-__global int flow_judge_again(struct tuple *t, struct verdict *v)
+__global int flow_judge_again(struct tuple *t, struct decision *d)
 {
-	struct flow *f, copy;
+	struct flow *f, *copy;
+	struct scratch *s;
 
-	if (!t || !v)
+	if (!t || !d)
 		return 0;
 	f = flow_lookup(t);
 	if (!f)
 		return 0;
-	if (!__builtin_memcmp(&f->verdict, v, sizeof(*v))) {
-		f->judged = node.epoch;
+	if (!__builtin_memcmp(&f->verdict, &d->verdict, sizeof(d->verdict))) {
+		f->judged = d->epoch;
 		return 0;
 	}
-	copy = *f;
-	/* Expiry takes a mark back when it sees that we are here: do not keep it. */
-	if (copy.stage == FLOW_DEAD)
+	s = scratch_take();
+	if (!s)
 		return 0;
-	copy.verdict = *v;
-	copy.judged = node.epoch;
-	return (int)bpf_map_update_elem(&flows, t, &copy, BPF_EXIST);
+	copy = (struct flow *)s->bytes;
+	*copy = *f;
+	copy->verdict = d->verdict;
+	copy->judged = d->epoch;
+	/* Expiry takes a mark back when it sees that we are here: do not keep it. */
+	if (copy->stage != FLOW_DEAD)
+		bpf_map_update_elem(&flows, t, copy, BPF_EXIST);
+	scratch_give_back(s);
+	return 0;
+}
+
+/* The originator has gone on from a reply: no flood of openings can push the flow out. */
+static __always_inline void flow_confirm(struct flow *f, struct flow *other, const struct tuple *t)
+{
+	if (__sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_CONFIRMED) != FLOW_NEW)
+		return;
+	f->flags &= (__u8)~FLOW_CONDEMNED;
+	other->flags &= (__u8)~FLOW_CONDEMNED;
+	flow_leave_slot(f, t);
+	flow_count(FLOW_CONFIRMATIONS);
+}
+
+/* An acknowledgement may be this far behind the opening that it answers, in bytes. */
+#define FLOW_ACK_WINDOW 65536
+
+/*
+ * Does the packet show that its sender has seen the reply? One who forges his
+ * address can not: of TCP he would have to guess the number that the reply has
+ * begun with. Nothing can be asked of other protocols; an echo is over with its
+ * reply, and stays what it is.
+ */
+static __always_inline int flow_is_answer(struct __sk_buff *skb, const struct packet *p, const struct flow *reply)
+{
+	__be32 ack;
+
+	if (p->tuple.protocol == IPPROTO_ICMP || p->tuple.protocol == IPPROTO_ICMPV6)
+		return 0;
+	if (p->tuple.protocol != IPPROTO_TCP || !reply->slot)
+		return 1;
+	if (!(p->tcp_flags & TCP_ACK) || p->kind != PACKET_PLAIN ||
+	    bpf_skb_load_bytes(skb, p->l4 + __builtin_offsetof(struct tcphdr, ack), &ack, sizeof(ack)))
+		return 0;
+	return ntohl(ack) - reply->slot < FLOW_ACK_WINDOW;
+}
+
+/* Notes what the opening of the replying side is to be answered with, never 0. */
+static __always_inline void flow_note_opening(struct __sk_buff *skb, const struct packet *p, struct flow *reply)
+{
+	__be32 seq;
+
+	if (p->tuple.protocol != IPPROTO_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) != (TCP_SYN | TCP_ACK) ||
+	    bpf_skb_load_bytes(skb, p->l4 + __builtin_offsetof(struct tcphdr, seq), &seq, sizeof(seq)))
+		return;
+	reply->slot = ntohl(seq) + 1;
+	reply->slot += !reply->slot;
 }
 
 /*
@@ -293,12 +479,14 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 	f->packets++;
 	f->bytes += skb->len;
 	f->seen |= seen_of(p->tcp_flags);
+	if (f->flags & FLOW_REPLY)
+		flow_note_opening(skb, p, f);
 	/*
 	 * The other direction may be here on another CPU. The exchanges put what
 	 * is written of this one before the look at that one, so at least one of
 	 * the two packets notices the other.
 	 */
-	__sync_lock_test_and_set(&f->epoch, f->judged);
+	__sync_lock_test_and_set(&f->epoch, f->flags & FLOW_CONDEMNED ? 0 : f->judged);
 	if (f->flags & FLOW_REPLY) {
 		if (first) {
 			/* The originator's next packet must come this way to confirm. */
@@ -309,12 +497,10 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 	} else if (f->stage == FLOW_NEW) {
 		other = flow_lookup(&f->peer);
 		if (other && (other->seen & SEEN_PACKET)) {
-			if (p->tcp_flags & TCP_SYN) /* sent again: what confirms is still to come */
-				f->epoch = 0;
-			else if (__sync_val_compare_and_swap(&f->stage, FLOW_NEW, FLOW_CONFIRMED) == FLOW_NEW) {
-				flow_leave_slot(f, &p->tuple);
-				flow_count(FLOW_CONFIRMATIONS);
-			}
+			if ((p->tcp_flags & TCP_SYN) || !flow_is_answer(skb, p, other))
+				f->epoch = 0; /* what confirms is still to come */
+			else
+				flow_confirm(f, other, &p->tuple);
 		}
 	}
 	return 0;

@@ -7,41 +7,19 @@
 #pragma once
 
 #include "bpf.h"
+#include "checksum.h"
 #include "config.h"
 #include "net.h"
 #include "parse.h"
+#include "scratch.h"
 #include "types.h"
 
 /*
  * Headers and the first eight bytes behind them, where the sender finds its
- * ports. As long as the longest headers that are accepted, which is too much
- * for the stack.
+ * ports: as long as the longest headers that are accepted.
  */
 #define ICMP_QUOTE_MAX (PARSE_PULL + 8)
-
-struct icmp_quote {
-	__u8 bytes[ICMP_QUOTE_MAX];
-};
-
-/* One packet at a time on each CPU. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32);
-	__type(value, struct icmp_quote);
-	__uint(max_entries, 1);
-} icmp_quotes SEC(".maps");
-
-/* The len first bytes of the packet's IP header and what follows, zeros behind them. */
-static __always_inline __u8 *icmp_quote(struct __sk_buff *skb, __u32 len)
-{
-	__u32 zero = 0;
-	struct icmp_quote *q = bpf_map_lookup_elem(&icmp_quotes, &zero);
-
-	if (!q || len > sizeof(q->bytes))
-		return NULL;
-	__builtin_memset(q->bytes, 0, sizeof(q->bytes));
-	return bpf_skb_load_bytes(skb, ETH_HLEN, q->bytes, len) ? NULL : q->bytes;
-}
+_Static_assert(ICMP_QUOTE_MAX <= SCRATCH_SIZE && ICMP_QUOTE_MAX % 4 == 0, "it has room, and can be summed");
 
 struct icmp_error4 {
 	struct ethhdr eth;
@@ -54,13 +32,6 @@ struct icmp_error6 {
 	struct ipv6hdr ip;
 	struct icmphdr icmp;
 } __packed;
-
-static __always_inline __be16 csum_fold(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (__be16)~sum;
-}
 
 /* Errors are not answered with errors, and pieces do not say enough. */
 static __always_inline int icmp_may_answer(const struct packet *p)
@@ -86,21 +57,19 @@ static __always_inline int icmp_resize(struct __sk_buff *skb, const struct packe
 	return DROP_NONE;
 }
 
-__global int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
+static __always_inline int icmp_write4(struct __sk_buff *skb, struct packet *p, __u8 *quote, __u8 type, __u8 code, __u16 mtu)
 {
 	struct address gateway = config_address(&gateway_ipv4);
 	struct icmp_error4 h = {};
 	struct ethhdr eth;
-	__u8 *quote;
 	__u32 len;
 
-	if (!p || address_is_zero(&gateway))
+	if (address_is_zero(&gateway))
 		return DROP_REWRITE_FAILED;
 	len = (__u32)p->l4 - ETH_HLEN + 8;
 	if (len < 28 || len > 68)
 		return DROP_BAD_LENGTH;
-	quote = icmp_quote(skb, len);
-	if (!quote || bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, quote, len))
 		return DROP_TRUNCATED;
 
 	__builtin_memcpy(h.eth.dst, eth.src, ETH_ALEN);
@@ -113,11 +82,11 @@ __global int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 type, __u
 	h.ip.protocol = IPPROTO_ICMP;
 	h.ip.saddr = address_words(&gateway)[3];
 	h.ip.daddr = ((const __u32 *)p->tuple.saddr.bytes)[3];
-	h.ip.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, &h.ip, sizeof(h.ip), 0));
+	h.ip.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, &h.ip, sizeof(h.ip), 0));
 	h.icmp.type = type;
 	h.icmp.code = code;
 	h.icmp.seq = htons(mtu);
-	h.icmp.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, quote, ICMP_QUOTE_MAX,
+	h.icmp.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, quote, ICMP_QUOTE_MAX,
 						      (__u32)bpf_csum_diff(NULL, 0, &h.icmp, sizeof(h.icmp), 0)));
 
 	if (icmp_resize(skb, p, sizeof(h) + len) || bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) ||
@@ -126,12 +95,11 @@ __global int icmp_error4(struct __sk_buff *skb, struct packet *p, __u8 type, __u
 	return DROP_NONE;
 }
 
-__global int icmp_error6(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
+static __always_inline int icmp_write6(struct __sk_buff *skb, struct packet *p, __u8 *quote, __u8 type, __u8 code, __u16 mtu)
 {
 	struct address gateway = config_address(&gateway_ipv6);
 	struct icmp_error6 h = {};
 	struct ethhdr eth;
-	__u8 *quote;
 	__u32 len;
 	struct {
 		__be32 len;
@@ -139,13 +107,12 @@ __global int icmp_error6(struct __sk_buff *skb, struct packet *p, __u8 type, __u
 	} pseudo = {};
 	__u32 sum;
 
-	if (!p || address_is_zero(&gateway))
+	if (address_is_zero(&gateway))
 		return DROP_REWRITE_FAILED;
 	len = (__u32)p->l4 - ETH_HLEN + 8;
 	if (len < 48 || len > ICMP_QUOTE_MAX)
 		return DROP_BAD_LENGTH;
-	quote = icmp_quote(skb, len);
-	if (!quote || bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, quote, len))
 		return DROP_TRUNCATED;
 
 	__builtin_memcpy(h.eth.dst, eth.src, ETH_ALEN);
@@ -167,12 +134,31 @@ __global int icmp_error6(struct __sk_buff *skb, struct packet *p, __u8 type, __u
 	sum = (__u32)bpf_csum_diff(NULL, 0, &h.ip.saddr, 32, 0);
 	sum = (__u32)bpf_csum_diff(NULL, 0, &pseudo, sizeof(pseudo), sum);
 	sum = (__u32)bpf_csum_diff(NULL, 0, &h.icmp, sizeof(h.icmp), sum);
-	h.icmp.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, quote, ICMP_QUOTE_MAX, sum));
+	h.icmp.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, quote, ICMP_QUOTE_MAX, sum));
 
 	if (icmp_resize(skb, p, sizeof(h) + len) || bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) ||
 	    bpf_skb_store_bytes(skb, sizeof(h), quote, len, 0))
 		return DROP_REWRITE_FAILED;
 	return DROP_NONE;
+}
+
+__global int icmp_write(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
+{
+	struct scratch *s;
+	int err;
+
+	if (!p)
+		return DROP_REWRITE_FAILED;
+	s = scratch_take();
+	if (!s)
+		return DROP_REWRITE_FAILED;
+	__builtin_memset(s->bytes, 0, sizeof(s->bytes));
+	if (p->family == 4)
+		err = icmp_write4(skb, p, s->bytes, type, code, mtu);
+	else
+		err = icmp_write6(skb, p, s->bytes, type, code, mtu);
+	scratch_give_back(s);
+	return err;
 }
 
 /*
@@ -186,7 +172,7 @@ static __always_inline int icmp_answer(struct __sk_buff *skb, struct packet *p, 
 	if (!icmp_may_answer(p))
 		return reason;
 	if (p->family == 4)
-		return icmp_error4(skb, p, expired ? ICMP_TIME_EXCEEDED : ICMP_UNREACHABLE,
-				   expired ? 0 : ICMP_FRAG_NEEDED, expired ? 0 : mtu);
-	return icmp_error6(skb, p, expired ? ICMPV6_TIME_EXCEEDED : ICMPV6_TOO_BIG, 0, expired ? 0 : mtu);
+		return icmp_write(skb, p, expired ? ICMP_TIME_EXCEEDED : ICMP_UNREACHABLE, expired ? 0 : ICMP_FRAG_NEEDED,
+				  expired ? 0 : mtu);
+	return icmp_write(skb, p, expired ? ICMPV6_TIME_EXCEEDED : ICMPV6_TOO_BIG, 0, expired ? 0 : mtu);
 }

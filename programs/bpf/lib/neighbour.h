@@ -7,6 +7,7 @@
 #pragma once
 
 #include "bpf.h"
+#include "checksum.h"
 #include "config.h"
 #include "icmp.h"
 #include "net.h"
@@ -106,7 +107,7 @@ __global int neighbour_answer_ndp(struct __sk_buff *skb, struct packet *p, struc
 	pseudo.nexthdr = htonl(IPPROTO_ICMPV6);
 	sum = (__u32)bpf_csum_diff(NULL, 0, &f.ip.saddr, 32, 0);
 	sum = (__u32)bpf_csum_diff(NULL, 0, &pseudo, sizeof(pseudo), sum);
-	f.na.check = csum_fold((__u32)bpf_csum_diff(NULL, 0, &f.na, sizeof(f.na), sum));
+	f.na.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, &f.na, sizeof(f.na), sum));
 
 	if (bpf_skb_change_tail(skb, sizeof(f), 0) || bpf_skb_store_bytes(skb, 0, &f, sizeof(f), 0))
 		return DROP_REWRITE_FAILED;

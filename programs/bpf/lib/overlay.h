@@ -56,7 +56,7 @@ static __always_inline int overlay_read(const struct __sk_buff *skb, struct send
 		struct ipv6hdr *ip = packet_at(skb, ETH_HLEN);
 
 		if (skb->protocol != htons(ETH_P_IPV6) || ip->nexthdr != IPPROTO_UDP ||
-		    (ip->class_flow[0] & IPV6_ECN_MASK) == IPV6_ECN_MASK || (__u32)ntohs(ip->payload_len) + ETH_HLEN + sizeof(*ip) > skb->len)
+		    (ip->class_flow[0] & IPV6_ECN_MASK) == IPV6_ECN_MASK || ip->payload_len != udp->len)
 			return 0;
 		address_from_ipv6(&to, ip->daddr);
 		address_from_ipv6(&from->node, ip->saddr);
@@ -64,13 +64,15 @@ static __always_inline int overlay_read(const struct __sk_buff *skb, struct send
 		struct iphdr *ip = packet_at(skb, ETH_HLEN);
 
 		if (skb->protocol != htons(ETH_P_IP) || ip->version_ihl != 0x45 || ip->protocol != IPPROTO_UDP ||
-		    (ip->tos & IP_ECN_MASK) == IP_ECN_MASK || (ip->frag_off & htons(IP_MF | IP_OFFSET)) || (__u32)ntohs(ip->tot_len) + ETH_HLEN > skb->len)
+		    (ip->tos & IP_ECN_MASK) == IP_ECN_MASK || (ip->frag_off & htons(IP_MF | IP_OFFSET)) ||
+		    ntohs(ip->tot_len) != ntohs(udp->len) + sizeof(*ip))
 			return 0;
 		address_from_ipv4(&to, ip->daddr);
 		address_from_ipv4(&from->node, ip->saddr);
 	}
-	/* A checksum is left to the kernel to verify. */
+	/* All that has arrived is of the datagram. A checksum is left to the kernel to verify. */
 	if (udp->dest != htons(overlay_port) || udp->check || vxlan->flags != htonl(VXLAN_VNI) ||
+	    (vxlan->vni & htonl(0xff)) || ntohs(udp->len) + overlay_headers() - sizeof(*vxlan) - sizeof(*udp) != skb->len ||
 	    !address_is_equal(&to, &self))
 		return 0;
 	from->vni = ntohl(vxlan->vni) >> 8;

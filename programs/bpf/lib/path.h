@@ -33,10 +33,11 @@ static __always_inline int path_is_judged(const struct __sk_buff *skb, const str
  * Before the verdict: what kind of packet is it, and which flow's? Nothing is
  * written that the sender of a forged packet could use against another.
  */
-static __always_inline int path_prepare(struct packet *p, struct flow **f)
+static __always_inline int path_prepare(struct packet *p, struct flow **f, struct decision *d)
 {
 	int err;
 
+	d->epoch = node.epoch;
 	if (!with_flows)
 		return p->kind == PACKET_ICMP_ERROR ? DROP_ICMP_UNTRACKED : DROP_NONE;
 	if (p->kind == PACKET_LATER_FRAGMENT) {
@@ -44,15 +45,35 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f)
 		if (err)
 			return err;
 	}
-	*f = flow_revive(flow_lookup(&p->tuple));
+	*f = flow_lookup(&p->tuple);
 	if (p->kind == PACKET_ICMP_ERROR && !*f)
 		return DROP_ICMP_UNTRACKED;
 	return DROP_NONE;
 }
 
+/* A decision that was made before and holds for this packet. */
+static __always_inline int path_is_decided(const struct __sk_buff *skb, const struct packet *p, struct flow *f,
+					   struct decision *d)
+{
+	/* The source of an ICMP error is not in the tuple: it is judged each time. */
+	if (!f || !path_is_judged(skb, f) || p->kind == PACKET_ICMP_ERROR || path_starts_anew(p, f))
+		return 0;
+	flow_decision(f, d);
+	return 1;
+}
+
+/* Where a packet goes by what its flow has been told: its translation is kept. */
+static __always_inline void path_follow(const struct packet *p, const struct flow *f, struct decision *d)
+{
+	if (f)
+		d->reply = f->peer;
+	else
+		tuple_reverse(&p->tuple, &d->reply);
+}
+
 /* After the verdict: remember the flow, and the ports of a datagram in parts. */
-static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p, struct flow *f, int judged,
-					 struct verdict *v)
+static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p, struct flow *f, int decided,
+					 struct decision *d)
 {
 	int err = DROP_NONE;
 
@@ -69,15 +90,15 @@ static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p
 		flow_count(FLOW_REUSED);
 		f = NULL;
 	}
-	if (!f) {
-		flow_create(skb, p, v);
-	} else {
-		if (!judged) {
-			flow_judge_again(&p->tuple, v);
-			f = flow_lookup(&p->tuple);
-		}
-		if (f)
-			flow_track(skb, p, f);
+	f = flow_revive(f);
+	if (!f)
+		return flow_create(skb, p, d);
+	if (!decided) {
+		nat_note(&p->tuple, d);
+		flow_judge_again(&p->tuple, d);
+		f = flow_lookup(&p->tuple);
 	}
+	if (f)
+		flow_track(skb, p, f);
 	return DROP_NONE;
 }

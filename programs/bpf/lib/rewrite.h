@@ -3,6 +3,7 @@
 #pragma once
 
 #include "bpf.h"
+#include "checksum.h"
 #include "net.h"
 #include "parse.h"
 #include "types.h"
@@ -35,6 +36,80 @@ static __always_inline int rewrite_ttl(struct __sk_buff *skb, const struct packe
 		bpf_csum_update(skb, (__u32)(__u16)~before + after);
 	}
 	return DROP_NONE;
+}
+
+/*
+ * The transport checksum follows a translation. Where the packet has only the
+ * sum of the pseudo-header, which is not inverted, that alone follows, and the
+ * ports are none of its business.
+ */
+static __always_inline __be16 rewrite_checksum(__be16 check, const struct verdict *v, __u32 kind)
+{
+	if (kind == CHECKSUM_PARTIAL)
+		return (__be16)checksum_fold((__u64)check + v->addr_delta);
+	return checksum_adjust(check, (__u32)v->addr_delta + v->port_delta);
+}
+
+/* Ports and transport checksum. A later fragment has neither. SCTP's checksum covers no address. */
+static __always_inline int rewrite_transport(struct __sk_buff *skb, const struct packet *p, const struct verdict *v,
+					     const struct tuple *reply, __u32 kind)
+{
+	__be16 *ports = packet_at(skb, p->l4);
+
+	if ((void *)(ports + 4) > packet_end(skb))
+		return DROP_REWRITE_FAILED;
+	ports[0] = reply->dport;
+	ports[1] = reply->sport;
+	if (p->tuple.protocol == IPPROTO_TCP) {
+		struct tcphdr *tcp = (void *)ports;
+
+		if ((void *)(tcp + 1) > packet_end(skb))
+			return DROP_REWRITE_FAILED;
+		tcp->check = rewrite_checksum(tcp->check, v, kind);
+	} else if (p->tuple.protocol == IPPROTO_UDP) {
+		struct udphdr *udp = (void *)ports;
+
+		/* 0 says that there is none (RFC 768), so a sum of 0 is written as its other form. */
+		if (udp->check || kind == CHECKSUM_PARTIAL) {
+			__be16 check = rewrite_checksum(udp->check, v, kind);
+
+			udp->check = check ? check : 0xffff;
+		}
+	}
+	return DROP_NONE;
+}
+
+/* The packet goes on under the reverse of reply. */
+static __always_inline int rewrite_tuple(struct __sk_buff *skb, const struct packet *p, const struct verdict *v,
+					 const struct tuple *reply)
+{
+	const __u32 *saddr = (const __u32 *)reply->daddr.bytes, *daddr = (const __u32 *)reply->saddr.bytes;
+	__u32 kind = checksum_kind(skb);
+
+	if (p->family == 4) {
+		struct iphdr *ip = packet_at(skb, ETH_HLEN);
+
+		if ((void *)(ip + 1) > packet_end(skb))
+			return DROP_REWRITE_FAILED;
+		ip->saddr = saddr[3];
+		ip->daddr = daddr[3];
+		ip->check = checksum_adjust(ip->check, v->addr_delta);
+		/* The header adds up to what it did; what is behind it has lost what the addresses have won. */
+		if (unlikely(kind == CHECKSUM_COMPLETE))
+			bpf_csum_update(skb, (__u16)~v->addr_delta);
+	} else {
+		struct ipv6hdr *ip = packet_at(skb, ETH_HLEN);
+
+		if ((void *)(ip + 1) > packet_end(skb))
+			return DROP_REWRITE_FAILED;
+		for (int i = 0; i < 4; i++) {
+			ip->saddr[i] = saddr[i];
+			ip->daddr[i] = daddr[i];
+		}
+	}
+	if (unlikely(p->kind == PACKET_LATER_FRAGMENT))
+		return DROP_NONE;
+	return rewrite_transport(skb, p, v, reply, kind);
 }
 
 /* Destination and source stand in the verdict as they stand in the frame. */

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The decision, made once per flow and epoch: is the source who it says, and
- * where does the destination live? It fills a verdict from the tables and
- * touches neither the packet nor a flow.
+ * where does the destination live? It takes from the decision where the packet
+ * is to go, fills in the verdict from the tables, and touches neither the packet
+ * nor a flow.
  */
 #pragma once
 
@@ -62,6 +63,16 @@ static __always_inline int source_is_endpoint(const struct __sk_buff *skb, const
 	return DROP_NONE;
 }
 
+/* The node's own addresses, as far as they are told: in the overlay, and in the underlay. */
+static __always_inline int is_node_address(const struct address *a)
+{
+	struct address gateway4 = config_address(&gateway_ipv4), gateway6 = config_address(&gateway_ipv6);
+	struct address underlay = config_address(&overlay_node);
+
+	/* What is not told is zero, and nobody's address. */
+	return !address_is_zero(a) && (address_is_equal(a, &gateway4) || address_is_equal(a, &gateway6) || address_is_equal(a, &underlay));
+}
+
 /*
  * A node may send from the prefixes that it has, and with an identity that
  * exists. An error may be a router's beyond that node, whatever its address:
@@ -71,6 +82,9 @@ static __always_inline int source_is_peer(const struct packet *p, const struct s
 {
 	const struct peer *peer = peer_lookup(&p->tuple.saddr);
 
+	/* Its prefix may be wide, and have ours in it. */
+	if (is_node_address(&p->tuple.saddr) || (with_endpoints && endpoint_lookup(&p->tuple.saddr)))
+		return DROP_SPOOFED_SOURCE;
 	if (!peer || !address_is_equal(&peer->node, &from->node))
 		return DROP_FOREIGN_OVERLAY;
 	if (!vni_is_identity(from->vni))
@@ -78,10 +92,28 @@ static __always_inline int source_is_peer(const struct packet *p, const struct s
 	return DROP_NONE;
 }
 
-/* Addresses that are nobody's, or everybody's. */
-static __always_inline int addresses_are_sane(const struct packet *p)
+/*
+ * The stack forwards for whoever is outside, with whatever source. What endpoints
+ * and peers send comes in elsewhere, so here nobody speaks in their name. The
+ * node itself has its own identity, all others are the world.
+ */
+static __always_inline int source_is_stack(const struct packet *p, __u32 *identity)
 {
-	const struct address *from = &p->tuple.saddr, *to = &p->tuple.daddr;
+	const struct address *from = p->kind == PACKET_ICMP_ERROR ? &p->icmp_from : &p->tuple.saddr;
+
+	*identity = IDENTITY_HOST;
+	if (is_node_address(from))
+		return DROP_NONE;
+	if ((with_endpoints && endpoint_lookup(from)) || (with_overlay && peer_lookup(from)))
+		return DROP_SPOOFED_SOURCE;
+	*identity = IDENTITY_WORLD;
+	return DROP_NONE;
+}
+
+/* Addresses that are nobody's, or everybody's, among those that the packet goes on with. */
+static __always_inline int addresses_are_sane(const struct packet *p, const struct decision *d)
+{
+	const struct address *from = &d->reply.daddr, *to = &d->reply.saddr;
 
 	if (address_is_multicast(to) || address_is_link_local(to))
 		return DROP_MULTICAST;
@@ -126,13 +158,16 @@ static __always_inline int route_to_peer(const struct peer *peer, __u32 identity
 /*
  * To the node's own stack. What an endpoint sends to the overlay port of a
  * node would be unpacked there as if a node had sent it: with any source and
- * any identity. Nobody inside has business there.
+ * any identity. What it sends from that port would, on a node that masquerades,
+ * make the frames of the other node its answers. Nobody inside has business
+ * there.
  */
-static __always_inline int route_to_host(const struct packet *p, struct verdict *v)
+static __always_inline int route_to_host(const struct decision *d, struct verdict *v)
 {
 	if (!node.host_ifindex)
 		return DROP_HOST_NOT_READY;
-	if (with_overlay && p->tuple.protocol == IPPROTO_UDP && p->tuple.dport == htons(overlay_port))
+	if (with_overlay && d->reply.protocol == IPPROTO_UDP &&
+	    (d->reply.sport == htons(overlay_port) || d->reply.dport == htons(overlay_port)))
 		return DROP_OVERLAY_PORT;
 	v->action = ACTION_TO_HOST;
 	v->oif = node.host_ifindex;
@@ -144,49 +179,42 @@ static __always_inline int route_to_host(const struct packet *p, struct verdict 
 	return DROP_NONE;
 }
 
-__global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+__global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
+	struct verdict *v = &d->verdict;
 	const struct endpoint *to;
 	const struct peer *peer;
 	__u32 identity = IDENTITY_UNKNOWN;
 	int err;
 
-	if (!p || !v)
+	if (!p || !d)
 		return DROP_NO_ROUTE;
 	v->iif = skb->ifindex;
 	v->flags = VERDICT_DECREMENT_TTL;
-	err = addresses_are_sane(p);
+	err = addresses_are_sane(p, d);
 	if (err)
 		return err;
 	err = source_is_endpoint(skb, p, &identity);
 	if (err)
 		return err;
-	to = endpoint_lookup(&p->tuple.daddr);
+	to = endpoint_lookup(&d->reply.saddr);
 	if (to)
 		return route_to_endpoint(to, v);
 	if (with_overlay) {
-		peer = peer_lookup(&p->tuple.daddr);
+		peer = peer_lookup(&d->reply.saddr);
 		if (peer)
 			return route_to_peer(peer, identity, v);
 	}
-	return route_to_host(p, v);
+	return route_to_host(d, v);
 }
 
-/* What peers may reach here besides endpoints; anything else would make the node their router. */
-static __always_inline int is_node_address(const struct address *a)
+__global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct sender *from, struct decision *d)
 {
-	struct address gateway4 = config_address(&gateway_ipv4), gateway6 = config_address(&gateway_ipv6);
-	struct address underlay = config_address(&overlay_node);
-
-	return address_is_equal(a, &gateway4) || address_is_equal(a, &gateway6) || address_is_equal(a, &underlay);
-}
-
-__global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct sender *from, struct verdict *v)
-{
+	struct verdict *v = &d->verdict;
 	const struct endpoint *to;
 	int err;
 
-	if (!p || !v || !from)
+	if (!p || !d || !from)
 		return DROP_NO_ROUTE;
 	v->iif = skb->ifindex;
 	v->flags = VERDICT_DECREMENT_TTL;
@@ -195,54 +223,61 @@ __global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct 
 	err = source_is_peer(p, from);
 	if (err)
 		return err;
-	err = addresses_are_sane(p);
+	err = addresses_are_sane(p, d);
 	if (err)
 		return err;
 	if (with_endpoints) {
-		to = endpoint_lookup(&p->tuple.daddr);
+		to = endpoint_lookup(&d->reply.saddr);
 		if (to)
 			return route_to_endpoint(to, v);
 	}
-	return is_node_address(&p->tuple.daddr) ? route_to_host(p, v) : DROP_NO_ENDPOINT;
+	/* Anything else would make the node its peers' router. */
+	return is_node_address(&d->reply.saddr) ? route_to_host(d, v) : DROP_NO_ENDPOINT;
 }
 
 /* The stack has counted the hop if there was one. */
-__global int route_from_host(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+__global int route_from_host(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
+	struct verdict *v = &d->verdict;
 	const struct endpoint *to;
 	const struct peer *peer;
+	__u32 identity;
 	int err;
 
-	if (!p || !v)
+	if (!p || !d)
 		return DROP_NO_ROUTE;
 	v->iif = skb->ifindex;
 	v->flags = 0;
-	err = addresses_are_sane(p);
+	err = addresses_are_sane(p, d);
+	if (err)
+		return err;
+	err = source_is_stack(p, &identity);
 	if (err)
 		return err;
 	if (with_endpoints) {
-		to = endpoint_lookup(&p->tuple.daddr);
+		to = endpoint_lookup(&d->reply.saddr);
 		if (to)
 			return route_to_endpoint(to, v);
 	}
 	if (with_overlay) {
-		peer = peer_lookup(&p->tuple.daddr);
+		peer = peer_lookup(&d->reply.saddr);
 		if (peer)
-			return route_to_peer(peer, IDENTITY_HOST, v);
+			return route_to_peer(peer, identity, v);
 	}
 	return DROP_NO_ROUTE;
 }
 
 /* What the stack, or another program, puts straight on an endpoint's device. */
-__global int route_to_endpoint_device(struct __sk_buff *skb, struct packet *p, struct verdict *v)
+__global int route_to_endpoint_device(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
+	struct verdict *v = &d->verdict;
 	const struct endpoint *to;
 	int err;
 
-	if (!p || !v)
+	if (!p || !d)
 		return DROP_NO_ROUTE;
-	to = endpoint_lookup(&p->tuple.daddr);
-	err = addresses_are_sane(p);
+	to = endpoint_lookup(&d->reply.saddr);
+	err = addresses_are_sane(p, d);
 	if (err)
 		return err;
 	if (!to || to->ifindex != skb->ifindex)

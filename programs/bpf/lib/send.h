@@ -62,13 +62,19 @@ static __always_inline int send_to_peer(struct __sk_buff *skb, __u32 ifindex)
 	return (int)bpf_redirect_peer(ifindex, 0);
 }
 
-/* Hands the packet over. It must have passed send_check(). */
-static __always_inline int send(struct __sk_buff *skb, const struct packet *p, const struct verdict *v, __u32 program)
+/*
+ * Hands the packet over. It must have passed send_check(). reply: how its
+ * answers will arrive, which says under which tuple it goes on.
+ */
+static __always_inline int send(struct __sk_buff *skb, const struct packet *p, const struct verdict *v,
+				const struct tuple *reply, __u32 program)
 {
 	int err = DROP_NONE;
 
 	if (v->flags & VERDICT_DECREMENT_TTL)
 		err = rewrite_ttl(skb, p);
+	if (with_translation && (v->flags & VERDICT_TRANSLATE) && !err)
+		err = rewrite_tuple(skb, p, v, reply);
 	if (unlikely(err))
 		return drop(skb, program, (__u32)err);
 
@@ -97,4 +103,12 @@ static __always_inline int send(struct __sk_buff *skb, const struct packet *p, c
 	}
 	count(skb, program, ACTION_PASS);
 	return TCX_NEXT;
+}
+
+/* The same for the slow path, which has other things on its stack. */
+__global int send_decided(struct __sk_buff *skb, struct packet *p, struct decision *d, __u32 program)
+{
+	if (!p || !d)
+		return TCX_DROP;
+	return send(skb, p, &d->verdict, &d->reply, program);
 }

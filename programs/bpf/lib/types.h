@@ -97,6 +97,10 @@ enum drop_reason {
 	DROP_UNKNOWN_ENDPOINT = 43,     /* the interface is not an endpoint in the table */
 	DROP_VLAN = 44,                 /* a VLAN tag: neither endpoints nor the overlay have VLANs */
 	DROP_FRAGMENT_DISORDER = 45,    /* more holes in the datagram than are kept track of */
+	DROP_FLOWS_FULL = 46,           /* a flow that is translated must be remembered, and there is no room */
+	DROP_FLOW_CHANGED = 48,         /* two CPUs made the flow at once, and a table changed between them */
+	DROP_NO_PORT = 47,              /* no source port is free for a flow that is translated */
+	DROP_BAD_CHECKSUM = 49,         /* the sender wants the checksum written where none belongs */
 	DROP_COUNT = 64,
 };
 
@@ -144,6 +148,7 @@ _Static_assert(sizeof(struct peer) == 28, "no hidden padding in a value");
 enum verdict_flag {
 	VERDICT_DECREMENT_TTL = 1,
 	VERDICT_NO_PEER_REDIRECT = 2,
+	VERDICT_TRANSLATE = 4, /* the packet goes on under the reverse of the entry's peer */
 };
 
 /* What to do with the packets of one direction of a flow. */
@@ -157,8 +162,22 @@ struct verdict {
 	__u8 dmac[6];
 	__u8 smac[6];
 	struct address remote; /* node to send to; on arrival from the overlay, the sender */
+	__u16 addr_delta; /* what the translation of the addresses adds to a checksum's sum */
+	__u16 port_delta; /* and that of the ports */
 };
-_Static_assert(sizeof(struct verdict) == 44, "no hidden padding in a value");
+_Static_assert(sizeof(struct verdict) == 48, "no hidden padding in a value");
+
+/*
+ * What is to become of one packet. reply is how the answers to it will arrive:
+ * the reverse of how it goes on, so its saddr and sport say where to.
+ */
+struct decision {
+	struct verdict verdict;
+	struct tuple reply;
+	__u32 epoch; /* before the tables were looked at: a change since then makes it outdated */
+	__u32 reserved;
+};
+_Static_assert(sizeof(struct decision) == 96, "no hidden padding in an argument");
 
 enum flow_stage {
 	FLOW_NEW = 1,       /* in the budget of the unconfirmed */
@@ -167,7 +186,8 @@ enum flow_stage {
 };
 
 enum flow_flag {
-	FLOW_REPLY = 1, /* this entry is the direction of the replies */
+	FLOW_REPLY = 1,     /* this entry is the direction of the replies */
+	FLOW_CONDEMNED = 2, /* its slot is about to be taken: its verdict is used no more */
 };
 
 enum flow_seen {
@@ -186,17 +206,18 @@ struct flow {
 	__u32 last_seen; /* lower half of the jiffies */
 	struct verdict verdict;
 	__u32 judged;    /* epoch in which the verdict was found */
+	__u8 seen;       /* enum flow_seen, of this direction */
+	__u8 flags;      /* enum flow_flag */
+	__u16 reserved;
 	__u64 packets;
 	__u64 bytes;     /* with link-layer header */
 	struct tuple peer;
 	__u32 stage;     /* enum flow_stage, of the originator's entry; a reply's is 0, or dead */
-	__u32 slot;      /* in the ring of the unconfirmed */
+	__u32 slot;      /* in the ring of the unconfirmed; of a reply of TCP: the number that its opening is to be answered with */
 	__u32 created;   /* lower half of the jiffies */
-	__u8 seen;       /* enum flow_seen, of this direction */
-	__u8 flags;      /* enum flow_flag */
-	__u16 reserved;
+	__u32 reserved2;
 };
-_Static_assert(sizeof(struct flow) == 128, "no hidden padding in a value");
+_Static_assert(sizeof(struct flow) == 136, "no hidden padding in a value");
 
 enum flow_event {
 	FLOW_CREATED = 0,

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Room for what is too large for the stack, of 512 bytes for a program and all
+ * that it calls. Each CPU has a few pieces: a program that is run by hand, and
+ * any on a real-time kernel, can be put aside for another one.
+ */
+#pragma once
+
+#include "bpf.h"
+
+#define SCRATCH_PIECES 4
+#define SCRATCH_SIZE 272
+
+struct scratch {
+	__u32 taken;
+	__u32 reserved;
+	__u8 bytes[SCRATCH_SIZE];
+} __attribute__((aligned(8)));
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct scratch);
+	__uint(max_entries, SCRATCH_PIECES);
+} scratch_pieces SEC(".maps");
+
+/* A piece with anything in it, or NULL if all are in use. It is to be given back. */
+static __always_inline struct scratch *scratch_take(void)
+{
+	for (__u32 i = 0; i < SCRATCH_PIECES; i++) {
+		__u32 key = i;
+		struct scratch *s = bpf_map_lookup_elem(&scratch_pieces, &key);
+
+		if (s && !__sync_val_compare_and_swap(&s->taken, 0, 1))
+			return s;
+	}
+	return NULL;
+}
+
+static __always_inline void scratch_give_back(struct scratch *s)
+{
+	__sync_lock_test_and_set(&s->taken, 0);
+}
