@@ -91,6 +91,10 @@ type VXLANLink struct {
 	UDPChecksum bool      // whether the device fills the outer UDP checksum
 }
 
+// OverlayPort is Port, for whoever attaches programs and has been told a port of
+// his own: the two must be one.
+func (l VXLANLink) OverlayPort() uint16 { return l.Port }
+
 // EnsureVXLAN makes the overlay device exist as described and be up, without
 // IPv6 of its own. MTU, MAC and a device that is down are repaired in place.
 // Port, source ports and checksum flags can not be changed by the kernel, so if
@@ -105,19 +109,19 @@ type VXLANLink struct {
 // made aside and takes the place only when it is up. Two devices can not have
 // one port; there the old one is removed first, and after a failure made again
 // with its ifindex, MAC, MTU and settings, but without programs.
-func EnsureVXLAN(ns Namespace, want VXLAN) (Link, error) {
+func EnsureVXLAN(ns Namespace, want VXLAN) (VXLANLink, error) {
 	want, err := want.check()
 	if err != nil {
-		return Link{}, fmt.Errorf("ensure vxlan: %w", err)
+		return VXLANLink{}, fmt.Errorf("ensure vxlan: %w", err)
 	}
-	var got Link
+	got := VXLANLink{Port: want.Port, SourcePorts: want.SourcePorts, UDPChecksum: want.UDPChecksum}
 	err = withConn(ns, func(c conn) error {
 		var err error
-		got, err = c.ensureVXLAN(want)
+		got.Link, err = c.ensureVXLAN(want)
 		return err
 	})
 	if err != nil {
-		return Link{}, fmt.Errorf("ensure vxlan %s: %w", want.Name, err)
+		return VXLANLink{}, fmt.Errorf("ensure vxlan %s: %w", want.Name, err)
 	}
 	return got, nil
 }

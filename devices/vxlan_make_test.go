@@ -284,12 +284,12 @@ func TestFindVXLAN(t *testing.T) {
 	require.NoError(t, err)
 	got, err := FindVXLAN(ns, "")
 	require.NoError(t, err)
-	require.Equal(t, VXLANLink{Link: first, Port: 8472}, got)
+	require.Equal(t, VXLANLink{Link: first.Link, Port: 8472}, got)
 
 	second, err := EnsureVXLAN(ns, VXLAN{Name: "v", Port: 4789, SourcePorts: PortRange{20000, 30000}, UDPChecksum: true})
 	require.NoError(t, err)
 	got, err = FindVXLAN(ns, "v")
 	require.NoError(t, err)
-	require.Equal(t, VXLANLink{Link: second, Port: 4789, SourcePorts: PortRange{20000, 30000}, UDPChecksum: true}, got)
+	require.Equal(t, VXLANLink{Link: second.Link, Port: 4789, SourcePorts: PortRange{20000, 30000}, UDPChecksum: true}, got)
 	require.Equal(t, second.Index, got.Ifindex())
 }

@@ -43,10 +43,16 @@ func (d *Datapath) AttachHost(p HostPair) error {
 }
 
 // AttachOverlay puts from_overlay on the overlay device and lets the programs
-// send through it. Calling it again with a new device moves over to that.
+// send through it. Calling it again with a new device moves over to that. A
+// device that tells its port, as a devices.VXLANLink does, must have that of the
+// peers block: endpoints are kept from this port, and could forge packets of the
+// overlay through another.
 func (d *Datapath) AttachOverlay(l Link) error {
 	if d.programs[hookFromOverlay.name] == nil {
 		return invalid.Errorf("attach the overlay: the datapath was loaded without a peers block: pass a tunnel.Peers to Load")
+	}
+	if v, ok := l.(interface{ OverlayPort() uint16 }); ok && v.OverlayPort() != d.overlayPort {
+		return invalid.Errorf("attach the overlay: the device has port %d and the peers block %d: set tunnel.Config.Port", v.OverlayPort(), d.overlayPort)
 	}
 	if _, err := d.attach(hookFromOverlay, l.Ifindex()); err != nil {
 		return fmt.Errorf("attach the overlay: %w", err)

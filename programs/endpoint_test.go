@@ -170,3 +170,19 @@ func TestAttachWithoutTheBlock(t *testing.T) {
 		require.Nil(t, dp.Program(name), "%s is of no use and not loaded", name)
 	}
 }
+
+// The port that endpoints are kept from must be the overlay's.
+func TestAttachOverlayOfAnotherPort(t *testing.T) {
+	t.Parallel()
+	ns, ifindex := bench(t)
+	dp, err := programs.Load(programs.Config{Namespace: ns}, onePeers(t))
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, dp.Close()) }()
+	l := devices.VXLANLink{Link: devices.Link{Index: ifindex}, Port: 4789}
+	err = dp.AttachOverlay(l)
+	require.ErrorIs(t, err, os.ErrInvalid)
+	require.ErrorContains(t, err, "the device has port 4789 and the peers block 8472")
+	require.Empty(t, on(t, ns, ifindex, programs.Ingress))
+	l.Port = 8472
+	require.NoError(t, dp.AttachOverlay(l))
+}

@@ -46,6 +46,8 @@ type Datapath struct {
 	endpoints *ebpf.Map // the endpoint table by ifindex, ours to close; nil: no such block
 	programs  map[string]*ebpf.Program
 
+	overlayPort uint16 // UDP, of the peers block; 0: there is none
+
 	mu     sync.Mutex
 	closed bool
 	links  map[linkKey]*Attachment
@@ -107,6 +109,7 @@ func Load(cfg Config, blocks ...Block) (_ *Datapath, err error) {
 			return nil, fmt.Errorf("load the datapath: hold the endpoint table: %w", err)
 		}
 	}
+	d.overlayPort, _ = all.Settings[bpf.FromOverlayVarOverlayPort].(uint16)
 	if err := d.load(all); err != nil {
 		return nil, explainPermission(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
@@ -35,11 +34,11 @@ type Node struct {
 	Peers    *tunnel.Peers
 	Datapath *programs.Datapath
 	Host     devices.HostLinks
-	VXLAN    devices.Link
+	VXLAN    devices.VXLANLink
 
-	cfg   Config
-	index int
-	wait  func()
+	cfg     Config
+	index   int
+	expired func() error // waits for the end of the expiry
 }
 
 // Endpoint is a workload's namespace.
@@ -239,18 +238,26 @@ func (n *Node) addEndpoint(e *Endpoint) (err error) {
 	return nil
 }
 
-// expire lets idle flows go until ctx ends.
-func (n *Node) expire(ctx context.Context) {
-	var wg sync.WaitGroup
-	wg.Go(func() { _ = n.Flows.Run(ctx) })
-	n.wait = wg.Wait
+// expire lets idle flows go until ctx ends. If that fails it calls broken, and
+// close tells why.
+func (n *Node) expire(ctx context.Context, broken func()) {
+	flows, done := n.Flows, make(chan error, 1)
+	go func() {
+		defer close(done)
+		err := flows.Run(ctx)
+		if err != nil && !errors.Is(err, os.ErrClosed) {
+			done <- fmt.Errorf("%s: idle flows are no longer expired: %w", n.Name, err)
+			broken()
+		}
+	}()
+	n.expired = func() error { return <-done }
 }
 
 func (n *Node) close() error {
-	if n.wait != nil {
-		n.wait()
-	}
 	var errs []error
+	if n.expired != nil {
+		errs = append(errs, n.expired())
+	}
 	if n.Datapath != nil {
 		errs = append(errs, n.Datapath.Remove())
 	}
