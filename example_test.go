@@ -4,12 +4,18 @@ package datapath_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 
@@ -21,7 +27,9 @@ import (
 	"github.com/godatapath/datapath/tunnel"
 )
 
-// A node of an overlay, composed from blocks.
+func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
+
+// A node of an overlay, composed from blocks, and an endpoint that answers.
 func Example_node() {
 	node, err := devices.NewNamespace() // in an agent: devices.CurrentNamespace()
 	if err != nil {
@@ -35,6 +43,7 @@ func Example_node() {
 	// Output:
 	// 10.244.1.10 identity 37483
 	// 10.244.2.0/24 is on 172.16.16.121
+	// blue says hello
 }
 
 func run(ctx context.Context, node devices.Namespace) error {
@@ -78,6 +87,13 @@ func run(ctx context.Context, node devices.Namespace) error {
 		return err
 	}
 	if err := dp.AttachOverlay(vxlan); err != nil {
+		return err
+	}
+	// What the node itself sends to its endpoints goes down the host pair.
+	err = devices.EnsureRoute(node, devices.Route{
+		Prefix: netip.MustParsePrefix("10.244.1.0/24"), Dev: devices.DefaultHostName, Via: gateway, MTU: vxlan.MTU,
+	})
+	if err != nil {
 		return err
 	}
 
@@ -125,6 +141,12 @@ func run(ctx context.Context, node devices.Namespace) error {
 		}
 		fmt.Println(p.Prefix, "is on", p.Node)
 	}
+	answer, err := ask(node, pod, netip.MustParseAddrPort("10.244.1.10:7"), "hello")
+	if err != nil {
+		return err
+	}
+	fmt.Println("blue says", answer)
+
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Millisecond) // an agent would not
 	defer cancel()
 	return flows.Run(ctx) // expires idle flows until ctx ends
@@ -132,6 +154,7 @@ func run(ctx context.Context, node devices.Namespace) error {
 
 // An integration test with the fixture.
 func TestFixture(t *testing.T) {
+	t.Parallel()
 	lab := netnstest.NewLab(t)
 	client := lab.Host("client", "192.0.2.1/24")
 	server := lab.Host("server", "192.0.2.2/24")
@@ -149,24 +172,195 @@ func TestFixture(t *testing.T) {
 	require.Equal(t, "hello", string(answer))
 }
 
-// A program of your own in front of ours. It is compiled and run in
-// examples/custom.
+// A program of your own before ours, on the device of an endpoint. This one is
+// assembled in Go, so it needs no compiler; examples/custom has one in C.
 func Example_program() {
-	attach := func(ctx context.Context, node devices.Namespace, veth devices.EndpointLink) (*programs.Attachment, error) {
-		spec, err := programs.Compile(ctx, programs.CompileConfig{Path: "dns_count.c"})
-		if err != nil {
-			return nil, err // with clang's message
-		}
-		var objects struct {
-			Count *ebpf.Program `ebpf:"dns_count"`
-		}
-		if err := spec.LoadAndAssign(&objects, nil); err != nil {
-			return nil, err // with the verifier's message
-		}
-		return programs.AttachProgram(programs.Attach{
-			Program:   nil, // objects.DNSCount
-			Namespace: node, Ifindex: veth.Index, Direction: programs.Ingress, Order: link.Head(),
-		})
+	if err := count(); err != nil {
+		fmt.Println(err)
 	}
-	_ = attach
+	// Output:
+	// 1. count_ipv4
+	// 2. from_endpoint
+	// it has counted 3 packets
+}
+
+func count() error {
+	node, err := devices.NewNamespace()
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	pod, err := devices.NewNamespace()
+	if err != nil {
+		return err
+	}
+	defer pod.Close()
+
+	// The smallest node: it has endpoints, and neither flows nor an overlay.
+	gateway := netip.MustParseAddr("10.244.1.1")
+	if err := devices.EnsureForwarding(node, devices.Forwarding{}); err != nil {
+		return err
+	}
+	host, err := devices.EnsureHostPair(node, devices.HostPair{Addrs: []netip.Addr{gateway}})
+	if err != nil {
+		return err
+	}
+	endpoints, err := maps.NewEndpoints(maps.EndpointsConfig{})
+	if err != nil {
+		return err
+	}
+	defer endpoints.Close()
+	dp, err := programs.Load(programs.Config{Namespace: node, Gateways: []netip.Addr{gateway}}, endpoints)
+	if err != nil {
+		return err
+	}
+	defer dp.Close()
+	if err := dp.AttachHost(host); err != nil {
+		return err
+	}
+	err = devices.EnsureRoute(node, devices.Route{
+		Prefix: netip.MustParsePrefix("10.244.1.0/24"), Dev: devices.DefaultHostName, Via: gateway,
+	})
+	if err != nil {
+		return err
+	}
+	veth, err := devices.EnsureEndpoint(node, devices.Endpoint{
+		Name: "blue", Namespace: pod, Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.10")},
+		Gateways: []netip.Addr{gateway}, Hold: true,
+	})
+	if err != nil {
+		return err
+	}
+	err = endpoints.Set(maps.Endpoint{
+		ID: 1, Identity: 37483, Ifindex: veth.Index, Addrs: veth.EndpointAddrs, MAC: veth.PeerMAC, NodeMAC: veth.MAC,
+	})
+	if err != nil {
+		return err
+	}
+	if err := dp.AttachEndpoint(veth); err != nil {
+		return err
+	}
+
+	// Yours: a table, and a program that counts the IPv4 packets in it.
+	table, err := maps.New(maps.Spec[uint32, uint64]{Map: &ebpf.MapSpec{
+		Name: "packets", Type: ebpf.Array, MaxEntries: 1,
+	}}, maps.Config{})
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	const protocol, ethIPv4, tcxNext = 16, 0x0800, -1 // skb->protocol is at 16
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "count_ipv4", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{
+			asm.LoadMem(asm.R0, asm.R1, protocol, asm.Word),
+			asm.HostTo(asm.BE, asm.R0, asm.Half),
+			asm.JNE.Imm(asm.R0, ethIPv4, "next"),
+			asm.LoadMapValue(asm.R1, table.EBPF().FD(), 0),
+			asm.Mov.Imm(asm.R2, 1),
+			asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0),
+			asm.Mov.Imm(asm.R0, tcxNext).WithSymbol("next"), // to the next program on the hook
+			asm.Return(),
+		},
+	})
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	a, err := programs.AttachProgram(programs.Attach{
+		Program: program, Namespace: node, Ifindex: veth.Index, Direction: programs.Ingress, Order: link.Head(),
+	})
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+
+	hooks, err := programs.Hooks(node, veth.Index)
+	if err != nil {
+		return err
+	}
+	for i, p := range hooks[0].Programs {
+		fmt.Printf("%d. %s\n", i+1, p.Name)
+	}
+	if err := devices.SetLinkUp(node, veth.Link); err != nil {
+		return err
+	}
+	for range 3 {
+		if _, err := ask(pod, node, netip.AddrPortFrom(gateway, 7), "hello"); err != nil {
+			return err
+		}
+	}
+	packets, err := table.Lookup(0)
+	if err != nil {
+		return err
+	}
+	fmt.Println("it has counted", packets, "packets")
+	return nil
+}
+
+// ask sends a word from one namespace to another, which sends it back.
+func ask(from, to devices.Namespace, at netip.AddrPort, word string) (string, error) {
+	var server, client *net.UDPConn
+	err := to.Do(func() (err error) {
+		server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	defer server.Close()
+	err = from.Do(func() (err error) {
+		client, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	defer client.Close()
+	deadline := time.Now().Add(5 * time.Second)
+	if err := errors.Join(server.SetDeadline(deadline), client.SetDeadline(deadline)); err != nil {
+		return "", err
+	}
+	if _, err := client.Write([]byte(word)); err != nil {
+		return "", err
+	}
+	buf := make([]byte, 100)
+	n, asker, err := server.ReadFromUDPAddrPort(buf)
+	if err != nil {
+		return "", err
+	}
+	if _, err := server.WriteToUDPAddrPort(buf[:n], asker); err != nil {
+		return "", err
+	}
+	n, err = client.Read(buf)
+	return string(buf[:n]), err
+}
+
+// What README.md shows is here, and so it is run: line by line, but for what is
+// done about errors.
+func TestReadmeShowsTheExamples(t *testing.T) {
+	t.Parallel()
+	lines := func(file string) []string {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		var out []string
+		for line := range strings.Lines(string(text)) {
+			line, _, _ = strings.Cut(line, " // ")
+			line = strings.TrimPrefix(strings.TrimSpace(line), "if ")
+			line = strings.TrimSuffix(line, "; err != nil {")
+			out = append(out, strings.Replace(line, ":=", "=", 1))
+		}
+		return out
+	}
+	here, inGo, shown := lines("example_test.go"), false, 0
+	for _, line := range lines("README.md") {
+		switch {
+		case strings.HasPrefix(line, "```"):
+			inGo = line == "```go"
+		case inGo && line != "":
+			shown++
+			require.True(t, slices.Contains(here, line), "not in example_test.go: %s", line)
+		}
+	}
+	require.Greater(t, shown, 20)
 }

@@ -75,7 +75,7 @@ func newRig(t *testing.T, cfg Config) *rig {
 	t.Cleanup(func() { require.NoError(t, endpoints.Close()) })
 	r.table = newTable(t, cfg)
 	// A port that no test sends from: an endpoint may not.
-	peers, err := tunnel.New(tunnel.Config{Port: 30000})
+	peers, err := tunnel.New(tunnel.Config{Port: 0x7777})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, peers.Close()) })
 	require.NoError(t, peers.Set(tunnel.Peer{Prefix: netip.MustParsePrefix("10.245.0.0/16"), Node: redNode}))

@@ -122,30 +122,6 @@ func newRig(t testing.TB, cfg rigConfig) *rig {
 	return r
 }
 
-// run sends a frame through a program and returns the verdict and the frame.
-func (r *rig) run(program string, frame []byte) (int, []byte) {
-	r.t.Helper()
-	return r.runProgram(r.dp.Program(program), frame)
-}
-
-func (r *rig) runProgram(p *ebpf.Program, frame []byte) (verdict int, out []byte) {
-	r.t.Helper()
-	require.NoError(r.t, r.ns.Do(func() error {
-		opts := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
-		ret, err := p.Run(&opts)
-		verdict, out = int(int32(ret)), opts.DataOut
-		return err
-	}))
-	return verdict, out
-}
-
-// fromOverlay sends a frame through from_overlay as if it had come from a node
-// with a VNI.
-func (r *rig) fromOverlay(node netip.Addr, vni uint32, frame []byte) (int, []byte) {
-	r.t.Helper()
-	return r.runProgram(r.overlayProgram(node, vni, r.dp.Program("from_overlay")), frame)
-}
-
 // overlayProgram makes a program that sets the outer header of an arriving
 // packet and runs another one. The kernel tells the sender from the local
 // address of the header, as it does for a packet that has come in.

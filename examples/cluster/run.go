@@ -94,7 +94,10 @@ func demonstrate(ctx context.Context, o options, out, document io.Writer) (err e
 	}
 	if o.hold {
 		hint(c, out)
-		<-ctx.Done()
+		select {
+		case <-ctx.Done():
+		case <-c.Broken(): // Close tells why
+		}
 		fmt.Fprintln(out, "\nTaking everything away.")
 	}
 	if failed > 0 {

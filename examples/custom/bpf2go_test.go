@@ -21,6 +21,7 @@ import (
 // time with the include path that programs.Headers tells.
 func TestBothWaysToCompile(t *testing.T) {
 	t.Parallel()
+	clang := needClang(t)
 	module, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/godatapath/datapath").Output()
 	require.NoError(t, err)
 	include := filepath.Join(strings.TrimSpace(string(module)), "programs", "bpf")
@@ -28,7 +29,7 @@ func TestBothWaysToCompile(t *testing.T) {
 	dir := t.TempDir()
 	flags := []string{"-O2", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wimplicit-int-conversion", "-I" + include}
 	for _, cpu := range [][]string{nil, {"-mcpu=v3"}} { // bpf2go's own choice, and ours
-		args := []string{"run", "github.com/cilium/ebpf/cmd/bpf2go", "-go-package", "dns", "-output-dir", dir, "-cc", "clang-19",
+		args := []string{"run", "github.com/cilium/ebpf/cmd/bpf2go", "-go-package", "dns", "-output-dir", dir, "-cc", clang,
 			"-no-strip", "-target", "bpfel,bpfeb", "-type", "questions", "DNSCount", "dns_count.c", "--"}
 		said, err := exec.Command("go", append(append(args, flags...), cpu...)...).CombinedOutput()
 		require.NoError(t, err, "%s", said)

@@ -4,24 +4,59 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/godatapath/datapath/devices/netnstest"
+	"github.com/godatapath/datapath/programs"
 )
 
 func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
 
+// needClang skips the test on a machine without a compiler. It returns its name.
+func needClang(t *testing.T) string {
+	t.Helper()
+	_, err := programs.Compile(t.Context(), programs.CompileConfig{Text: "int x;"})
+	skipWithoutClang(t, err)
+	require.NoError(t, err)
+	if _, err := exec.LookPath("clang-19"); err != nil {
+		return "clang"
+	}
+	return "clang-19"
+}
+
+// skipWithoutClang skips the test if err says that this machine has no compiler.
+func skipWithoutClang(t *testing.T, err error) {
+	t.Helper()
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		t.Skipf("this machine has no clang: %v", err)
+	}
+}
+
+// Not parallel: PATH is the process's.
+func TestWithoutClang(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	var out strings.Builder
+	err := run(t.Context(), nil, &out, io.Discard)
+	require.ErrorIs(t, err, ebpf.ErrNotSupported)
+	require.ErrorContains(t, err, "install the Debian package clang-19")
+	require.Empty(t, out.String())
+}
+
 func TestOwnClusterCountsExactly(t *testing.T) {
 	t.Parallel()
+	needClang(t)
 	var out strings.Builder
 	require.NoError(t, run(t.Context(), nil, &out, io.Discard))
 	require.Equal(t, [][]string{
@@ -72,6 +107,7 @@ func TestBadInput(t *testing.T) {
 			t.Parallel()
 			var out strings.Builder
 			err := run(t.Context(), test.args, &out, io.Discard)
+			skipWithoutClang(t, err)
 			require.Error(t, err)
 			if test.is != nil {
 				require.ErrorIs(t, err, test.is)
@@ -84,6 +120,7 @@ func TestBadInput(t *testing.T) {
 
 func TestCancelledBeforeItBegins(t *testing.T) {
 	t.Parallel()
+	needClang(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorIs(t, run(ctx, nil, io.Discard, io.Discard), context.Canceled)

@@ -48,6 +48,7 @@ func names(all []programs.AttachedProgram) []string {
 
 func TestOnARunningCluster(t *testing.T) {
 	t.Parallel()
+	needClang(t)
 	c := startCluster(t)
 	endpoints := c.Endpoints()
 	before := map[*cluster.Endpoint][]programs.AttachedProgram{}
@@ -112,6 +113,7 @@ func TestOnARunningCluster(t *testing.T) {
 
 func TestForATime(t *testing.T) {
 	t.Parallel()
+	needClang(t)
 	c, err := cluster.Start(t.Context(), cluster.Config{Name: fmt.Sprintf("custfor%d", os.Getpid()), Nodes: 1, Endpoints: 1})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, c.Close()) }()
@@ -124,6 +126,7 @@ func TestForATime(t *testing.T) {
 // Two at once, each with a table of its own, are two programs in front of ours.
 func TestTwoAtOnceAndAFailureHalfway(t *testing.T) {
 	t.Parallel()
+	needClang(t)
 	c, err := cluster.Start(t.Context(), cluster.Config{Name: fmt.Sprintf("custtwo%d", os.Getpid()), Nodes: 1, Endpoints: 2})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, c.Close()) }()

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
@@ -61,6 +62,7 @@ type Cluster struct {
 	underlay devices.Namespace
 	undo     []func() error
 	stop     context.CancelFunc
+	broken   chan struct{}
 }
 
 // Start builds a cluster. What is left of one of the same name that was killed
@@ -74,6 +76,8 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	}
 	c := &Cluster{Name: cfg.Name, cfg: cfg, dir: cfg.Dir}
 	ctx, c.stop = context.WithCancel(ctx)
+	c.broken = make(chan struct{})
+	setBroken := sync.OnceFunc(func() { close(c.broken) })
 	var u undo.Stack
 	defer u.Run(&err)
 	u.Push(c.Close)
@@ -97,7 +101,7 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		if err := n.knowPeers(c.Nodes); err != nil {
 			return nil, fmt.Errorf("start the cluster: %s: %w", n.Name, err)
 		}
-		n.expire(ctx)
+		n.expire(ctx, setBroken)
 	}
 	return c, nil
 }
@@ -142,6 +146,10 @@ func (cfg Config) withDefaults() (Config, error) {
 
 // push notes how to take back a step.
 func (c *Cluster) push(step func() error) { c.undo = append(c.undo, step) }
+
+// Broken is closed when a node can no longer expire idle flows. The cluster
+// works on, and Close tells why.
+func (c *Cluster) Broken() <-chan struct{} { return c.broken }
 
 // Close takes everything away again, the last first. Idempotent.
 func (c *Cluster) Close() error {

@@ -19,8 +19,6 @@
  * ports: as long as the longest headers that are accepted.
  */
 #define ICMP_QUOTE_MAX (PARSE_PULL + 8)
-_Static_assert(ICMP_QUOTE_MAX <= SCRATCH_SIZE && ICMP_QUOTE_MAX % 4 == 0, "it has room, and can be summed");
-
 struct icmp_error4 {
 	struct ethhdr eth;
 	struct iphdr ip;
@@ -32,6 +30,18 @@ struct icmp_error6 {
 	struct ipv6hdr ip;
 	struct icmphdr icmp;
 } __packed;
+
+/* An error as it is made. */
+struct icmp_draft {
+	union {
+		struct icmp_error4 v4;
+		struct icmp_error6 v6;
+	};
+	__u8 reserved[2];
+	__u8 quote[ICMP_QUOTE_MAX]; /* zeros behind what is quoted */
+};
+_Static_assert(sizeof(struct icmp_draft) <= SCRATCH_SIZE, "it is made in the scratch room");
+_Static_assert(ICMP_QUOTE_MAX % 4 == 0 && __builtin_offsetof(struct icmp_draft, quote) % 4 == 0, "it can be summed");
 
 /* Errors are not answered with errors, and pieces do not say enough. */
 static __always_inline int icmp_may_answer(const struct packet *p)
@@ -57,10 +67,10 @@ static __always_inline int icmp_resize(struct __sk_buff *skb, const struct packe
 	return DROP_NONE;
 }
 
-static __always_inline int icmp_write4(struct __sk_buff *skb, struct packet *p, __u8 *quote, __u8 type, __u8 code, __u16 mtu)
+static __always_inline int icmp_write4(struct __sk_buff *skb, struct packet *p, struct icmp_draft *d, __u8 type, __u8 code, __u16 mtu)
 {
 	struct address gateway = config_address(&gateway_ipv4);
-	struct icmp_error4 h = {};
+	struct icmp_error4 *h = &d->v4;
 	struct ethhdr eth;
 	__u32 len;
 
@@ -69,36 +79,36 @@ static __always_inline int icmp_write4(struct __sk_buff *skb, struct packet *p, 
 	len = (__u32)p->l4 - ETH_HLEN + 8;
 	if (len < 28 || len > 68)
 		return DROP_BAD_LENGTH;
-	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, quote, len))
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, d->quote, len))
 		return DROP_TRUNCATED;
 
-	__builtin_memcpy(h.eth.dst, eth.src, ETH_ALEN);
-	__builtin_memcpy(h.eth.src, eth.dst, ETH_ALEN);
-	h.eth.type = htons(ETH_P_IP);
-	h.ip.version_ihl = 0x45;
-	h.ip.tos = 0xc0; /* RFC 1812 section 4.3.2.5 */
-	h.ip.tot_len = htons(sizeof(h) - ETH_HLEN + len);
-	h.ip.ttl = 64;
-	h.ip.protocol = IPPROTO_ICMP;
-	h.ip.saddr = address_words(&gateway)[3];
-	h.ip.daddr = ((const __u32 *)p->tuple.saddr.bytes)[3];
-	h.ip.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, &h.ip, sizeof(h.ip), 0));
-	h.icmp.type = type;
-	h.icmp.code = code;
-	h.icmp.seq = htons(mtu);
-	h.icmp.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, quote, ICMP_QUOTE_MAX,
-						      (__u32)bpf_csum_diff(NULL, 0, &h.icmp, sizeof(h.icmp), 0)));
+	__builtin_memcpy(h->eth.dst, eth.src, ETH_ALEN);
+	__builtin_memcpy(h->eth.src, eth.dst, ETH_ALEN);
+	h->eth.type = htons(ETH_P_IP);
+	h->ip.version_ihl = 0x45;
+	h->ip.tos = 0xc0; /* RFC 1812 section 4.3.2.5 */
+	h->ip.tot_len = htons(sizeof(*h) - ETH_HLEN + len);
+	h->ip.ttl = 64;
+	h->ip.protocol = IPPROTO_ICMP;
+	h->ip.saddr = address_words(&gateway)[3];
+	h->ip.daddr = ((const __u32 *)p->tuple.saddr.bytes)[3];
+	h->ip.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, &h->ip, sizeof(h->ip), 0));
+	h->icmp.type = type;
+	h->icmp.code = code;
+	h->icmp.seq = htons(mtu);
+	h->icmp.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, d->quote, ICMP_QUOTE_MAX,
+						      (__u32)bpf_csum_diff(NULL, 0, &h->icmp, sizeof(h->icmp), 0)));
 
-	if (icmp_resize(skb, p, sizeof(h) + len) || bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) ||
-	    bpf_skb_store_bytes(skb, sizeof(h), quote, len, 0))
+	if (icmp_resize(skb, p, sizeof(*h) + len) || bpf_skb_store_bytes(skb, 0, h, sizeof(*h), 0) ||
+	    bpf_skb_store_bytes(skb, sizeof(*h), d->quote, len, 0))
 		return DROP_REWRITE_FAILED;
 	return DROP_NONE;
 }
 
-static __always_inline int icmp_write6(struct __sk_buff *skb, struct packet *p, __u8 *quote, __u8 type, __u8 code, __u16 mtu)
+static __always_inline int icmp_write6(struct __sk_buff *skb, struct packet *p, struct icmp_draft *d, __u8 type, __u8 code, __u16 mtu)
 {
 	struct address gateway = config_address(&gateway_ipv6);
-	struct icmp_error6 h = {};
+	struct icmp_error6 *h = &d->v6;
 	struct ethhdr eth;
 	__u32 len;
 	struct {
@@ -112,38 +122,39 @@ static __always_inline int icmp_write6(struct __sk_buff *skb, struct packet *p, 
 	len = (__u32)p->l4 - ETH_HLEN + 8;
 	if (len < 48 || len > ICMP_QUOTE_MAX)
 		return DROP_BAD_LENGTH;
-	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, quote, len))
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) || bpf_skb_load_bytes(skb, ETH_HLEN, d->quote, len))
 		return DROP_TRUNCATED;
 
-	__builtin_memcpy(h.eth.dst, eth.src, ETH_ALEN);
-	__builtin_memcpy(h.eth.src, eth.dst, ETH_ALEN);
-	h.eth.type = htons(ETH_P_IPV6);
-	h.ip.version_class = 0x60;
-	h.ip.payload_len = htons(sizeof(h.icmp) + len);
-	h.ip.nexthdr = IPPROTO_ICMPV6;
-	h.ip.hop_limit = 64;
+	__builtin_memcpy(h->eth.dst, eth.src, ETH_ALEN);
+	__builtin_memcpy(h->eth.src, eth.dst, ETH_ALEN);
+	h->eth.type = htons(ETH_P_IPV6);
+	h->ip.version_class = 0x60;
+	h->ip.payload_len = htons(sizeof(h->icmp) + len);
+	h->ip.nexthdr = IPPROTO_ICMPV6;
+	h->ip.hop_limit = 64;
 	for (int i = 0; i < 4; i++) {
-		h.ip.saddr[i] = address_words(&gateway)[i];
-		h.ip.daddr[i] = ((const __u32 *)p->tuple.saddr.bytes)[i];
+		h->ip.saddr[i] = address_words(&gateway)[i];
+		h->ip.daddr[i] = ((const __u32 *)p->tuple.saddr.bytes)[i];
 	}
-	h.icmp.type = type;
-	h.icmp.code = code;
-	h.icmp.seq = htons(mtu); /* lower half of RFC 4443's 32 bits */
-	pseudo.len = htonl(sizeof(h.icmp) + len);
+	h->icmp.type = type;
+	h->icmp.code = code;
+	h->icmp.seq = htons(mtu); /* lower half of RFC 4443's 32 bits */
+	pseudo.len = htonl(sizeof(h->icmp) + len);
 	pseudo.nexthdr = htonl(IPPROTO_ICMPV6);
-	sum = (__u32)bpf_csum_diff(NULL, 0, &h.ip.saddr, 32, 0);
+	sum = (__u32)bpf_csum_diff(NULL, 0, &h->ip.saddr, 32, 0);
 	sum = (__u32)bpf_csum_diff(NULL, 0, &pseudo, sizeof(pseudo), sum);
-	sum = (__u32)bpf_csum_diff(NULL, 0, &h.icmp, sizeof(h.icmp), sum);
-	h.icmp.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, quote, ICMP_QUOTE_MAX, sum));
+	sum = (__u32)bpf_csum_diff(NULL, 0, &h->icmp, sizeof(h->icmp), sum);
+	h->icmp.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, d->quote, ICMP_QUOTE_MAX, sum));
 
-	if (icmp_resize(skb, p, sizeof(h) + len) || bpf_skb_store_bytes(skb, 0, &h, sizeof(h), 0) ||
-	    bpf_skb_store_bytes(skb, sizeof(h), quote, len, 0))
+	if (icmp_resize(skb, p, sizeof(*h) + len) || bpf_skb_store_bytes(skb, 0, h, sizeof(*h), 0) ||
+	    bpf_skb_store_bytes(skb, sizeof(*h), d->quote, len, 0))
 		return DROP_REWRITE_FAILED;
 	return DROP_NONE;
 }
 
 __global int icmp_write(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
 {
+	struct icmp_draft *d;
 	struct scratch *s;
 	int err;
 
@@ -152,11 +163,12 @@ __global int icmp_write(struct __sk_buff *skb, struct packet *p, __u8 type, __u8
 	s = scratch_take();
 	if (!s)
 		return DROP_REWRITE_FAILED;
-	__builtin_memset(s->bytes, 0, sizeof(s->bytes));
+	d = (struct icmp_draft *)s->bytes;
+	__builtin_memset(d, 0, sizeof(*d));
 	if (p->family == 4)
-		err = icmp_write4(skb, p, s->bytes, type, code, mtu);
+		err = icmp_write4(skb, p, d, type, code, mtu);
 	else
-		err = icmp_write6(skb, p, s->bytes, type, code, mtu);
+		err = icmp_write6(skb, p, d, type, code, mtu);
 	scratch_give_back(s);
 	return err;
 }

@@ -9,7 +9,7 @@
 #include "bpf.h"
 
 #define SCRATCH_PIECES 4
-#define SCRATCH_SIZE 272
+#define SCRATCH_SIZE 336
 
 struct scratch {
 	__u32 taken;
