@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/ticks"
 )
 
 // Expired is what a pass has done.
@@ -126,7 +127,7 @@ func (t *Table) loadPass() error {
 		return fmt.Errorf("load the pass over the flow table: %w", err)
 	}
 	defer coll.Close()
-	if t.clock, err = kernelClock(); err != nil {
+	if t.clock, err = ticks.Kernel(); err != nil {
 		return err
 	}
 	t.pass = coll.DetachProgram("flow_pass")
@@ -148,10 +149,10 @@ func (t *Table) runPass(mode bpf.TablePassMode) (bpf.TablePass, error) {
 	args := bpf.TablePass{Mode: uint32(mode)}
 	if mode != 0 {
 		c, d := t.clock, t.cfg.Timeouts
-		args.TcpNew, args.TcpEstablished, args.TcpClosing = c.ticks(d.TCPNew), c.ticks(d.TCPEstablished), c.ticks(d.TCPClosing)
-		args.UdpNew, args.UdpConfirmed = c.ticks(d.UDPNew), c.ticks(d.UDPConfirmed)
-		args.Icmp, args.OtherNew, args.OtherConfirmed = c.ticks(d.ICMP), c.ticks(d.OtherNew), c.ticks(d.OtherConfirmed)
-		args.Shortest = c.ticks(min(d.TCPNew, d.TCPEstablished, d.TCPClosing, d.UDPNew, d.UDPConfirmed, d.ICMP, d.OtherNew, d.OtherConfirmed))
+		args.TcpNew, args.TcpEstablished, args.TcpClosing = c.Of(d.TCPNew), c.Of(d.TCPEstablished), c.Of(d.TCPClosing)
+		args.UdpNew, args.UdpConfirmed = c.Of(d.UDPNew), c.Of(d.UDPConfirmed)
+		args.Icmp, args.OtherNew, args.OtherConfirmed = c.Of(d.ICMP), c.Of(d.OtherNew), c.Of(d.OtherConfirmed)
+		args.Shortest = c.Of(min(d.TCPNew, d.TCPEstablished, d.TCPClosing, d.UDPNew, d.UDPConfirmed, d.ICMP, d.OtherNew, d.OtherConfirmed))
 	}
 	var out bpf.TablePass
 	for {

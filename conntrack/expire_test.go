@@ -185,7 +185,7 @@ func twin(table *Table, all map[bpf.TableTuple]bpf.TableFlow, now uint32) map[bp
 		idle := time.Duration(1<<63 - 1)
 		anyRST, allFIN, confirmed := false, true, halves[0].Stage == stageConfirmed
 		for _, h := range halves {
-			idle = min(idle, table.clock.since(now, h.LastSeen))
+			idle = min(idle, table.clock.Since(now, h.LastSeen))
 			anyRST = anyRST || h.Seen&seenRST != 0
 			allFIN = allFIN && h.Seen&seenFIN != 0
 		}
@@ -245,7 +245,7 @@ func TestPassAgainstASlowTwin(t *testing.T) {
 				tu.Protocol = protocols[rng.IntN(len(protocols))]
 				half := func(stage uint32, flags uint8, peer Tuple) bpf.TableFlow {
 					return bpf.TableFlow{
-						Epoch: uint32(rng.IntN(2)) * 7, Judged: 7, LastSeen: now - uint32(rng.IntN(25)*10)*uint32(table.clock.hz), Created: 1,
+						Epoch: uint32(rng.IntN(2)) * 7, Judged: 7, LastSeen: now - uint32(rng.IntN(25)*10)*uint32(table.clock.HZ()), Created: 1,
 						Stage: stage, Flags: flags, Peer: keyOf(peer), Seen: uint8(rng.IntN(8)),
 					}
 				}

@@ -55,7 +55,7 @@ func ago(t testing.TB, table *Table, seconds uint32) uint32 {
 	t.Helper()
 	now, err := table.now()
 	require.NoError(t, err)
-	return now - seconds*uint32(table.clock.hz)
+	return now - seconds*uint32(table.clock.HZ())
 }
 
 func newTable(t testing.TB, cfg Config) *Table {

@@ -275,9 +275,9 @@ func (t *Table) view() (view, error) {
 
 // flow tells a flow by its two entries. The reply's is zero if it is missing.
 func (v view) flow(t *Table, key bpf.TableTuple, f, reply bpf.TableFlow) Flow {
-	idle := t.clock.since(v.now, f.LastSeen)
+	idle := t.clock.Since(v.now, f.LastSeen)
 	if reply.Created != 0 {
-		idle = min(idle, t.clock.since(v.now, reply.LastSeen))
+		idle = min(idle, t.clock.Since(v.now, reply.LastSeen))
 	}
 	return Flow{
 		Original: tupleOf(key),
@@ -285,7 +285,7 @@ func (v view) flow(t *Table, key bpf.TableTuple, f, reply bpf.TableFlow) Flow {
 		State:    stateOf(f, reply),
 		Sent:     Counters{f.Packets, f.Bytes},
 		Received: Counters{reply.Packets, reply.Bytes},
-		Age:      t.clock.since(v.now, f.Created),
+		Age:      t.clock.Since(v.now, f.Created),
 		Idle:     idle,
 		Forward:  v.verdict(f),
 		Back:     v.verdict(reply),

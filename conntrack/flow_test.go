@@ -49,7 +49,7 @@ func TestFlowIsTold(t *testing.T) {
 	table := newTable(t, Config{Flows: 64})
 	original := tuple(TCP, "10.0.0.1:1000", "10.0.0.2:80")
 	now := ago(t, table, 0)
-	hz := uint32(table.clock.hz)
+	hz := uint32(table.clock.HZ())
 	forward := bpf.TableFlow{
 		Epoch: 3, Judged: 3, LastSeen: now - 50*hz, Created: now - 100*hz, Stage: uint32(bpf.TableFlowStageFLOW_CONFIRMED), Packets: 7, Bytes: 700, Seen: 1,
 	}
@@ -265,7 +265,7 @@ func TestFlowAcrossTheWrap(t *testing.T) {
 	t.Parallel()
 	table := newTable(t, Config{Flows: 16})
 	v := view{now: 10}
-	f := v.flow(table, keyOf(numberedTuple(1)), bpf.TableFlow{Created: 10 - uint32(table.clock.hz)*100, LastSeen: 12}, bpf.TableFlow{})
+	f := v.flow(table, keyOf(numberedTuple(1)), bpf.TableFlow{Created: 10 - uint32(table.clock.HZ())*100, LastSeen: 12}, bpf.TableFlow{})
 	assert.Equal(t, 100*time.Second, f.Age)
 	assert.Zero(t, f.Idle)
 }

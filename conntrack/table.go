@@ -14,6 +14,7 @@ import (
 	"github.com/godatapath/datapath/internal/block"
 	"github.com/godatapath/datapath/internal/bpf"
 	"github.com/godatapath/datapath/internal/bpffs"
+	"github.com/godatapath/datapath/internal/ticks"
 	"github.com/godatapath/datapath/internal/undo"
 	"github.com/godatapath/datapath/maps"
 )
@@ -40,7 +41,7 @@ type Table struct {
 	head      *maps.Map[uint32, uint32]
 	events    *maps.Map[uint32, []uint64]
 	fragments *maps.Map[bpf.TableFragmentKey, bpf.TableFragments]
-	clock     clock
+	clock     ticks.Clock
 
 	mu   sync.RWMutex  // held for reading while the pass runs
 	pass *ebpf.Program // nil once closed
@@ -214,7 +215,7 @@ func (t *Table) DatapathParts() block.Parts {
 		parts.Settings = map[string]any{
 			"with_flows":       uint8(1),
 			"unconfirmed_mask": uint32(t.ring.Capacity() - 1),
-			"fragment_timeout": t.clock.ticks(t.cfg.FragmentTimeout),
+			"fragment_timeout": t.clock.Of(t.cfg.FragmentTimeout),
 		}
 	}
 	return parts

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -162,7 +163,21 @@ func TestParts(t *testing.T) {
 	assert.Len(t, parts.Maps, 5)
 	assert.EqualValues(t, 200, parts.Maps[flowsTable].MaxEntries())
 	assert.Equal(t, map[string]any{
-		"with_flows": uint8(1), "unconfirmed_mask": uint32(31), "fragment_timeout": uint32(30 * table.clock.hz),
+		"with_flows": uint8(1), "unconfirmed_mask": uint32(31), "fragment_timeout": uint32(30 * table.clock.HZ()),
 	}, parts.Settings)
 	assert.NotZero(t, parts.Maps[headSection].Flags()&unix.BPF_F_MMAPABLE)
+}
+
+// The kernel of this machine has the ticks that it says.
+func TestClockAgreesWithTheKernel(t *testing.T) {
+	t.Parallel()
+	table := newTable(t, Config{Flows: 16})
+	start, err := table.now()
+	require.NoError(t, err)
+	began := time.Now()
+	time.Sleep(300 * time.Millisecond)
+	end, err := table.now()
+	require.NoError(t, err)
+	took := time.Since(began)
+	assert.InDelta(t, took.Seconds(), table.clock.Since(end, start).Seconds(), 0.1)
 }

@@ -38,7 +38,7 @@ func TestExpiryTakesNothingThatIsUsed(t *testing.T) {
 	r := newRig(t, Config{Flows: 65536, Timeouts: Timeouts{
 		TCPNew: timeout, TCPEstablished: timeout, TCPClosing: timeout, UDPNew: timeout, UDPConfirmed: timeout, ICMP: timeout, OtherNew: timeout, OtherConfirmed: timeout,
 	}})
-	tick := time.Second / time.Duration(r.table.clock.hz)
+	tick := time.Second / time.Duration(r.table.clock.HZ())
 	end := time.Now().Add(lasting)
 	var wg sync.WaitGroup
 	var uses, revived, renewed, tight, passes, expired atomic.Int64

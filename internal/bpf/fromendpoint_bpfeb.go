@@ -16,6 +16,8 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	FromEndpointMapAffinities         = "affinities"
+	FromEndpointMapBackends           = "backends"
 	FromEndpointMapEndpointAttached   = "endpoint_attached"
 	FromEndpointMapEndpointByAddr     = "endpoint_by_addr"
 	FromEndpointMapEndpointByIfindex  = "endpoint_by_ifindex"
@@ -23,14 +25,25 @@ const (
 	FromEndpointMapFlowRing           = "flow_ring"
 	FromEndpointMapFlows              = "flows"
 	FromEndpointMapFragmentsSeen      = "fragments_seen"
+	FromEndpointMapFrontends          = "frontends"
+	FromEndpointMapMaglev             = "maglev"
 	FromEndpointMapMetrics            = "metrics"
 	FromEndpointMapPeers              = "peers"
 	FromEndpointMapScratchPieces      = "scratch_pieces"
+	FromEndpointMapServiceInfos       = "service_infos"
+	FromEndpointMapServiceMembers     = "service_members"
+	FromEndpointMapServiceSlots       = "service_slots"
+	FromEndpointMapSocketEvents       = "socket_events"
+	FromEndpointMapSocketPeers        = "socket_peers"
+	FromEndpointMapSourceRanges       = "source_ranges"
 	FromEndpointProgFromEndpoint      = "from_endpoint"
 	FromEndpointVarFlowRingHead       = "flow_ring_head"
 	FromEndpointVarFragmentTimeout    = "fragment_timeout"
 	FromEndpointVarGatewayIpv4        = "gateway_ipv4"
 	FromEndpointVarGatewayIpv6        = "gateway_ipv6"
+	FromEndpointVarHairpinIpv4        = "hairpin_ipv4"
+	FromEndpointVarHairpinIpv6        = "hairpin_ipv6"
+	FromEndpointVarMaglevSize         = "maglev_size"
 	FromEndpointVarNode               = "node"
 	FromEndpointVarOverlayChecksum    = "overlay_checksum"
 	FromEndpointVarOverlayIpv6        = "overlay_ipv6"
@@ -38,10 +51,12 @@ const (
 	FromEndpointVarOverlayNode        = "overlay_node"
 	FromEndpointVarOverlayPassForeign = "overlay_pass_foreign"
 	FromEndpointVarOverlayPort        = "overlay_port"
+	FromEndpointVarSocketNetns        = "socket_netns"
 	FromEndpointVarUnconfirmedMask    = "unconfirmed_mask"
 	FromEndpointVarWithEndpoints      = "with_endpoints"
 	FromEndpointVarWithFlows          = "with_flows"
 	FromEndpointVarWithOverlay        = "with_overlay"
+	FromEndpointVarWithServices       = "with_services"
 	FromEndpointVarWithTranslation    = "with_translation"
 )
 
@@ -94,6 +109,8 @@ type FromEndpointProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromEndpointMapSpecs struct {
+	Affinities        *ebpf.MapSpec `ebpf:"affinities"`
+	Backends          *ebpf.MapSpec `ebpf:"backends"`
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
@@ -101,9 +118,17 @@ type FromEndpointMapSpecs struct {
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
+	Frontends         *ebpf.MapSpec `ebpf:"frontends"`
+	Maglev            *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
+	ServiceInfos      *ebpf.MapSpec `ebpf:"service_infos"`
+	ServiceMembers    *ebpf.MapSpec `ebpf:"service_members"`
+	ServiceSlots      *ebpf.MapSpec `ebpf:"service_slots"`
+	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
+	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
+	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
 // FromEndpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -114,6 +139,9 @@ type FromEndpointVariableSpecs struct {
 	FragmentTimeout    *ebpf.VariableSpec `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.VariableSpec `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.VariableSpec `ebpf:"gateway_ipv6"`
+	HairpinIpv4        *ebpf.VariableSpec `ebpf:"hairpin_ipv4"`
+	HairpinIpv6        *ebpf.VariableSpec `ebpf:"hairpin_ipv6"`
+	MaglevSize         *ebpf.VariableSpec `ebpf:"maglev_size"`
 	Node               *ebpf.VariableSpec `ebpf:"node"`
 	OverlayChecksum    *ebpf.VariableSpec `ebpf:"overlay_checksum"`
 	OverlayIpv6        *ebpf.VariableSpec `ebpf:"overlay_ipv6"`
@@ -121,10 +149,12 @@ type FromEndpointVariableSpecs struct {
 	OverlayNode        *ebpf.VariableSpec `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
+	SocketNetns        *ebpf.VariableSpec `ebpf:"socket_netns"`
 	UnconfirmedMask    *ebpf.VariableSpec `ebpf:"unconfirmed_mask"`
 	WithEndpoints      *ebpf.VariableSpec `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.VariableSpec `ebpf:"with_flows"`
 	WithOverlay        *ebpf.VariableSpec `ebpf:"with_overlay"`
+	WithServices       *ebpf.VariableSpec `ebpf:"with_services"`
 	WithTranslation    *ebpf.VariableSpec `ebpf:"with_translation"`
 }
 
@@ -148,6 +178,8 @@ func (o *FromEndpointObjects) Close() error {
 //
 // It can be passed to LoadFromEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromEndpointMaps struct {
+	Affinities        *ebpf.Map `ebpf:"affinities"`
+	Backends          *ebpf.Map `ebpf:"backends"`
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
@@ -155,13 +187,23 @@ type FromEndpointMaps struct {
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
+	Frontends         *ebpf.Map `ebpf:"frontends"`
+	Maglev            *ebpf.Map `ebpf:"maglev"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
+	ServiceInfos      *ebpf.Map `ebpf:"service_infos"`
+	ServiceMembers    *ebpf.Map `ebpf:"service_members"`
+	ServiceSlots      *ebpf.Map `ebpf:"service_slots"`
+	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
+	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
+	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
 func (m *FromEndpointMaps) Close() error {
 	return _FromEndpointClose(
+		m.Affinities,
+		m.Backends,
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
@@ -169,9 +211,17 @@ func (m *FromEndpointMaps) Close() error {
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
+		m.Frontends,
+		m.Maglev,
 		m.Metrics,
 		m.Peers,
 		m.ScratchPieces,
+		m.ServiceInfos,
+		m.ServiceMembers,
+		m.ServiceSlots,
+		m.SocketEvents,
+		m.SocketPeers,
+		m.SourceRanges,
 	)
 }
 
@@ -183,6 +233,9 @@ type FromEndpointVariables struct {
 	FragmentTimeout    *ebpf.Variable `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.Variable `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.Variable `ebpf:"gateway_ipv6"`
+	HairpinIpv4        *ebpf.Variable `ebpf:"hairpin_ipv4"`
+	HairpinIpv6        *ebpf.Variable `ebpf:"hairpin_ipv6"`
+	MaglevSize         *ebpf.Variable `ebpf:"maglev_size"`
 	Node               *ebpf.Variable `ebpf:"node"`
 	OverlayChecksum    *ebpf.Variable `ebpf:"overlay_checksum"`
 	OverlayIpv6        *ebpf.Variable `ebpf:"overlay_ipv6"`
@@ -190,10 +243,12 @@ type FromEndpointVariables struct {
 	OverlayNode        *ebpf.Variable `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
+	SocketNetns        *ebpf.Variable `ebpf:"socket_netns"`
 	UnconfirmedMask    *ebpf.Variable `ebpf:"unconfirmed_mask"`
 	WithEndpoints      *ebpf.Variable `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.Variable `ebpf:"with_flows"`
 	WithOverlay        *ebpf.Variable `ebpf:"with_overlay"`
+	WithServices       *ebpf.Variable `ebpf:"with_services"`
 	WithTranslation    *ebpf.Variable `ebpf:"with_translation"`
 }
 

@@ -16,6 +16,8 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	FromOverlayMapAffinities         = "affinities"
+	FromOverlayMapBackends           = "backends"
 	FromOverlayMapEndpointAttached   = "endpoint_attached"
 	FromOverlayMapEndpointByAddr     = "endpoint_by_addr"
 	FromOverlayMapEndpointByIfindex  = "endpoint_by_ifindex"
@@ -23,14 +25,25 @@ const (
 	FromOverlayMapFlowRing           = "flow_ring"
 	FromOverlayMapFlows              = "flows"
 	FromOverlayMapFragmentsSeen      = "fragments_seen"
+	FromOverlayMapFrontends          = "frontends"
+	FromOverlayMapMaglev             = "maglev"
 	FromOverlayMapMetrics            = "metrics"
 	FromOverlayMapPeers              = "peers"
 	FromOverlayMapScratchPieces      = "scratch_pieces"
+	FromOverlayMapServiceInfos       = "service_infos"
+	FromOverlayMapServiceMembers     = "service_members"
+	FromOverlayMapServiceSlots       = "service_slots"
+	FromOverlayMapSocketEvents       = "socket_events"
+	FromOverlayMapSocketPeers        = "socket_peers"
+	FromOverlayMapSourceRanges       = "source_ranges"
 	FromOverlayProgFromOverlay       = "from_overlay"
 	FromOverlayVarFlowRingHead       = "flow_ring_head"
 	FromOverlayVarFragmentTimeout    = "fragment_timeout"
 	FromOverlayVarGatewayIpv4        = "gateway_ipv4"
 	FromOverlayVarGatewayIpv6        = "gateway_ipv6"
+	FromOverlayVarHairpinIpv4        = "hairpin_ipv4"
+	FromOverlayVarHairpinIpv6        = "hairpin_ipv6"
+	FromOverlayVarMaglevSize         = "maglev_size"
 	FromOverlayVarNode               = "node"
 	FromOverlayVarOverlayChecksum    = "overlay_checksum"
 	FromOverlayVarOverlayIpv6        = "overlay_ipv6"
@@ -38,10 +51,12 @@ const (
 	FromOverlayVarOverlayNode        = "overlay_node"
 	FromOverlayVarOverlayPassForeign = "overlay_pass_foreign"
 	FromOverlayVarOverlayPort        = "overlay_port"
+	FromOverlayVarSocketNetns        = "socket_netns"
 	FromOverlayVarUnconfirmedMask    = "unconfirmed_mask"
 	FromOverlayVarWithEndpoints      = "with_endpoints"
 	FromOverlayVarWithFlows          = "with_flows"
 	FromOverlayVarWithOverlay        = "with_overlay"
+	FromOverlayVarWithServices       = "with_services"
 	FromOverlayVarWithTranslation    = "with_translation"
 )
 
@@ -94,6 +109,8 @@ type FromOverlayProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromOverlayMapSpecs struct {
+	Affinities        *ebpf.MapSpec `ebpf:"affinities"`
+	Backends          *ebpf.MapSpec `ebpf:"backends"`
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
@@ -101,9 +118,17 @@ type FromOverlayMapSpecs struct {
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
+	Frontends         *ebpf.MapSpec `ebpf:"frontends"`
+	Maglev            *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
+	ServiceInfos      *ebpf.MapSpec `ebpf:"service_infos"`
+	ServiceMembers    *ebpf.MapSpec `ebpf:"service_members"`
+	ServiceSlots      *ebpf.MapSpec `ebpf:"service_slots"`
+	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
+	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
+	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
 // FromOverlayVariableSpecs contains global variables before they are loaded into the kernel.
@@ -114,6 +139,9 @@ type FromOverlayVariableSpecs struct {
 	FragmentTimeout    *ebpf.VariableSpec `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.VariableSpec `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.VariableSpec `ebpf:"gateway_ipv6"`
+	HairpinIpv4        *ebpf.VariableSpec `ebpf:"hairpin_ipv4"`
+	HairpinIpv6        *ebpf.VariableSpec `ebpf:"hairpin_ipv6"`
+	MaglevSize         *ebpf.VariableSpec `ebpf:"maglev_size"`
 	Node               *ebpf.VariableSpec `ebpf:"node"`
 	OverlayChecksum    *ebpf.VariableSpec `ebpf:"overlay_checksum"`
 	OverlayIpv6        *ebpf.VariableSpec `ebpf:"overlay_ipv6"`
@@ -121,10 +149,12 @@ type FromOverlayVariableSpecs struct {
 	OverlayNode        *ebpf.VariableSpec `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
+	SocketNetns        *ebpf.VariableSpec `ebpf:"socket_netns"`
 	UnconfirmedMask    *ebpf.VariableSpec `ebpf:"unconfirmed_mask"`
 	WithEndpoints      *ebpf.VariableSpec `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.VariableSpec `ebpf:"with_flows"`
 	WithOverlay        *ebpf.VariableSpec `ebpf:"with_overlay"`
+	WithServices       *ebpf.VariableSpec `ebpf:"with_services"`
 	WithTranslation    *ebpf.VariableSpec `ebpf:"with_translation"`
 }
 
@@ -148,6 +178,8 @@ func (o *FromOverlayObjects) Close() error {
 //
 // It can be passed to LoadFromOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromOverlayMaps struct {
+	Affinities        *ebpf.Map `ebpf:"affinities"`
+	Backends          *ebpf.Map `ebpf:"backends"`
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
@@ -155,13 +187,23 @@ type FromOverlayMaps struct {
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
+	Frontends         *ebpf.Map `ebpf:"frontends"`
+	Maglev            *ebpf.Map `ebpf:"maglev"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
+	ServiceInfos      *ebpf.Map `ebpf:"service_infos"`
+	ServiceMembers    *ebpf.Map `ebpf:"service_members"`
+	ServiceSlots      *ebpf.Map `ebpf:"service_slots"`
+	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
+	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
+	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
 func (m *FromOverlayMaps) Close() error {
 	return _FromOverlayClose(
+		m.Affinities,
+		m.Backends,
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
@@ -169,9 +211,17 @@ func (m *FromOverlayMaps) Close() error {
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
+		m.Frontends,
+		m.Maglev,
 		m.Metrics,
 		m.Peers,
 		m.ScratchPieces,
+		m.ServiceInfos,
+		m.ServiceMembers,
+		m.ServiceSlots,
+		m.SocketEvents,
+		m.SocketPeers,
+		m.SourceRanges,
 	)
 }
 
@@ -183,6 +233,9 @@ type FromOverlayVariables struct {
 	FragmentTimeout    *ebpf.Variable `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.Variable `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.Variable `ebpf:"gateway_ipv6"`
+	HairpinIpv4        *ebpf.Variable `ebpf:"hairpin_ipv4"`
+	HairpinIpv6        *ebpf.Variable `ebpf:"hairpin_ipv6"`
+	MaglevSize         *ebpf.Variable `ebpf:"maglev_size"`
 	Node               *ebpf.Variable `ebpf:"node"`
 	OverlayChecksum    *ebpf.Variable `ebpf:"overlay_checksum"`
 	OverlayIpv6        *ebpf.Variable `ebpf:"overlay_ipv6"`
@@ -190,10 +243,12 @@ type FromOverlayVariables struct {
 	OverlayNode        *ebpf.Variable `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
+	SocketNetns        *ebpf.Variable `ebpf:"socket_netns"`
 	UnconfirmedMask    *ebpf.Variable `ebpf:"unconfirmed_mask"`
 	WithEndpoints      *ebpf.Variable `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.Variable `ebpf:"with_flows"`
 	WithOverlay        *ebpf.Variable `ebpf:"with_overlay"`
+	WithServices       *ebpf.Variable `ebpf:"with_services"`
 	WithTranslation    *ebpf.Variable `ebpf:"with_translation"`
 }
 

@@ -30,6 +30,33 @@ type TableAddress struct {
 	Bytes [16]uint8
 }
 
+type TableAffinity struct {
+	_        structs.HostLayout
+	Backend  uint32
+	LastUsed uint32
+}
+
+type TableAffinityKey struct {
+	_       structs.HostLayout
+	Service uint32
+	Kind    uint32
+	Client  TableAddress
+}
+
+type TableAffinityKind uint32
+
+const (
+	TableAffinityKindAFFINITY_ADDRESS TableAffinityKind = 1
+	TableAffinityKindAFFINITY_COOKIE  TableAffinityKind = 2
+)
+
+type TableBackend struct {
+	_        structs.HostLayout
+	Addr     TableAddress
+	Port     uint16
+	Reserved uint16
+}
+
 type TableCounters struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -74,6 +101,11 @@ const (
 	TableDropReasonDROP_FLOW_CHANGED       TableDropReason = 48
 	TableDropReasonDROP_NO_PORT            TableDropReason = 47
 	TableDropReasonDROP_BAD_CHECKSUM       TableDropReason = 49
+	TableDropReasonDROP_NO_BACKEND         TableDropReason = 50
+	TableDropReasonDROP_BACKEND_GONE       TableDropReason = 51
+	TableDropReasonDROP_SOURCE_RANGE       TableDropReason = 52
+	TableDropReasonDROP_NO_SUCH_PORT       TableDropReason = 53
+	TableDropReasonDROP_SERVICE_CHANGED    TableDropReason = 54
 	TableDropReasonDROP_COUNT              TableDropReason = 64
 )
 
@@ -187,6 +219,46 @@ type TableFragments struct {
 	}
 }
 
+type TableFrontend struct {
+	_        structs.HostLayout
+	Service  uint32
+	Set      uint32
+	Count    uint32
+	Affinity uint32
+	Type     uint8
+	Flags    uint8
+	Reserved uint16
+}
+
+type TableFrontendFlag uint32
+
+const (
+	TableFrontendFlagFRONTEND_MAGLEV TableFrontendFlag = 1
+	TableFrontendFlagFRONTEND_REJECT TableFrontendFlag = 2
+	TableFrontendFlagFRONTEND_RANGES TableFrontendFlag = 4
+	TableFrontendFlagFRONTEND_DENY   TableFrontendFlag = 8
+	TableFrontendFlagFRONTEND_OWNED  TableFrontendFlag = 16
+)
+
+type TableFrontendKey struct {
+	_        structs.HostLayout
+	Addr     TableAddress
+	Port     uint16
+	Protocol uint8
+	Reserved uint8
+}
+
+type TableFrontendType uint32
+
+const (
+	TableFrontendTypeFRONTEND_CLUSTER_IP    TableFrontendType = 1
+	TableFrontendTypeFRONTEND_NODE_PORT     TableFrontendType = 2
+	TableFrontendTypeFRONTEND_EXTERNAL_IP   TableFrontendType = 3
+	TableFrontendTypeFRONTEND_LOAD_BALANCER TableFrontendType = 4
+	TableFrontendTypeFRONTEND_HOST_PORT     TableFrontendType = 5
+	TableFrontendTypeFRONTEND_ADDRESS       TableFrontendType = 6
+)
+
 type TableIdentity uint32
 
 const (
@@ -200,6 +272,34 @@ const (
 	TableIdentityIDENTITY_KUBE_APISERVER TableIdentity = 7
 	TableIdentityIDENTITY_INGRESS        TableIdentity = 8
 	TableIdentityIDENTITY_USER           TableIdentity = 256
+)
+
+type TableMember struct {
+	_        structs.HostLayout
+	Backend  uint32
+	Weight   uint16
+	State    uint8
+	Reserved uint8
+	Node     TableAddress
+	Zone     [32]uint8
+}
+
+type TableMemberKey struct {
+	_        structs.HostLayout
+	Service  uint32
+	Addr     TableAddress
+	Port     uint16
+	Reserved uint16
+}
+
+type TableMemberState uint32
+
+const (
+	TableMemberStateMEMBER_ACTIVE      TableMemberState = 1
+	TableMemberStateMEMBER_TERMINATING TableMemberState = 2
+	TableMemberStateMEMBER_QUARANTINED TableMemberState = 3
+	TableMemberStateMEMBER_MAINTENANCE TableMemberState = 4
+	TableMemberStateMEMBER_DRAINING    TableMemberState = 5
 )
 
 type TableNodeState struct {
@@ -273,6 +373,67 @@ const (
 	TableProgramPROGRAM_COUNT         TableProgram = 8
 )
 
+type TableServiceInfo struct {
+	_               structs.HostLayout
+	Name            [128]uint8
+	AffinitySeconds uint32
+	Maglev          uint8
+	ExternalLocal   uint8
+	InternalLocal   uint8
+	Reject          uint8
+	Deny            uint8
+	OnRemove        uint8
+	Reserved        [2]uint8
+}
+
+type TableSlot struct {
+	_      structs.HostLayout
+	First  uint32
+	Second uint32
+	Below  uint32
+}
+
+type TableSlotKey struct {
+	_     structs.HostLayout
+	Set   uint32
+	Index uint32
+}
+
+type TableSocketEvent uint32
+
+const (
+	TableSocketEventSOCKET_TRANSLATED   TableSocketEvent = 0
+	TableSocketEventSOCKET_NO_BACKEND   TableSocketEvent = 1
+	TableSocketEventSOCKET_REVERSED     TableSocketEvent = 2
+	TableSocketEventSOCKET_BIND_REFUSED TableSocketEvent = 3
+	TableSocketEventSOCKET_TABLE_FULL   TableSocketEvent = 4
+	TableSocketEventSOCKET_EVENT_COUNT  TableSocketEvent = 16
+)
+
+type TableSocketKey struct {
+	_        structs.HostLayout
+	Cookie   uint64
+	Addr     TableAddress
+	Port     uint16
+	Protocol uint8
+	Reserved [5]uint8
+}
+
+type TableSocketPeer struct {
+	_        structs.HostLayout
+	Addr     TableAddress
+	Port     uint16
+	Reserved uint16
+	Service  uint32
+}
+
+type TableSourceRangeKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Service   uint32
+	Addr      TableAddress
+}
+
 type TableTuple struct {
 	_        structs.HostLayout
 	Saddr    TableAddress
@@ -295,6 +456,8 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	TableMapAffinities        = "affinities"
+	TableMapBackends          = "backends"
 	TableMapEndpointAttached  = "endpoint_attached"
 	TableMapEndpointByAddr    = "endpoint_by_addr"
 	TableMapEndpointByIfindex = "endpoint_by_ifindex"
@@ -302,9 +465,18 @@ const (
 	TableMapFlowRing          = "flow_ring"
 	TableMapFlows             = "flows"
 	TableMapFragmentsSeen     = "fragments_seen"
+	TableMapFrontends         = "frontends"
+	TableMapMaglev            = "maglev"
 	TableMapMetrics           = "metrics"
 	TableMapPeers             = "peers"
+	TableMapServiceInfos      = "service_infos"
+	TableMapServiceMembers    = "service_members"
+	TableMapServiceSlots      = "service_slots"
+	TableMapSocketEvents      = "socket_events"
+	TableMapSocketPeers       = "socket_peers"
+	TableMapSourceRanges      = "source_ranges"
 	TableVarActionNames       = "action_names"
+	TableVarAffinityKindNames = "affinity_kind_names"
 	TableVarDropReasonNames   = "drop_reason_names"
 	TableVarEndpointFlagNames = "endpoint_flag_names"
 	TableVarFlowEventNames    = "flow_event_names"
@@ -312,12 +484,16 @@ const (
 	TableVarFlowRingHead      = "flow_ring_head"
 	TableVarFlowSeenNames     = "flow_seen_names"
 	TableVarFlowStageNames    = "flow_stage_names"
+	TableVarFrontendFlagNames = "frontend_flag_names"
+	TableVarFrontendTypeNames = "frontend_type_names"
 	TableVarIdentityNames     = "identity_names"
+	TableVarMemberStateNames  = "member_state_names"
 	TableVarNode              = "node"
 	TableVarPassLayout        = "pass_layout"
 	TableVarPassModeNames     = "pass_mode_names"
 	TableVarPeerFlagNames     = "peer_flag_names"
 	TableVarProgramNames      = "program_names"
+	TableVarSocketEventNames  = "socket_event_names"
 	TableVarVerdictFlagNames  = "verdict_flag_names"
 )
 
@@ -369,6 +545,8 @@ type TableProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TableMapSpecs struct {
+	Affinities        *ebpf.MapSpec `ebpf:"affinities"`
+	Backends          *ebpf.MapSpec `ebpf:"backends"`
 	EndpointAttached  *ebpf.MapSpec `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.MapSpec `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.MapSpec `ebpf:"endpoint_by_ifindex"`
@@ -376,8 +554,16 @@ type TableMapSpecs struct {
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
+	Frontends         *ebpf.MapSpec `ebpf:"frontends"`
+	Maglev            *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
+	ServiceInfos      *ebpf.MapSpec `ebpf:"service_infos"`
+	ServiceMembers    *ebpf.MapSpec `ebpf:"service_members"`
+	ServiceSlots      *ebpf.MapSpec `ebpf:"service_slots"`
+	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
+	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
+	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
 // TableVariableSpecs contains global variables before they are loaded into the kernel.
@@ -385,6 +571,7 @@ type TableMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type TableVariableSpecs struct {
 	ActionNames       *ebpf.VariableSpec `ebpf:"action_names"`
+	AffinityKindNames *ebpf.VariableSpec `ebpf:"affinity_kind_names"`
 	DropReasonNames   *ebpf.VariableSpec `ebpf:"drop_reason_names"`
 	EndpointFlagNames *ebpf.VariableSpec `ebpf:"endpoint_flag_names"`
 	FlowEventNames    *ebpf.VariableSpec `ebpf:"flow_event_names"`
@@ -392,12 +579,16 @@ type TableVariableSpecs struct {
 	FlowRingHead      *ebpf.VariableSpec `ebpf:"flow_ring_head"`
 	FlowSeenNames     *ebpf.VariableSpec `ebpf:"flow_seen_names"`
 	FlowStageNames    *ebpf.VariableSpec `ebpf:"flow_stage_names"`
+	FrontendFlagNames *ebpf.VariableSpec `ebpf:"frontend_flag_names"`
+	FrontendTypeNames *ebpf.VariableSpec `ebpf:"frontend_type_names"`
 	IdentityNames     *ebpf.VariableSpec `ebpf:"identity_names"`
+	MemberStateNames  *ebpf.VariableSpec `ebpf:"member_state_names"`
 	Node              *ebpf.VariableSpec `ebpf:"node"`
 	PassLayout        *ebpf.VariableSpec `ebpf:"pass_layout"`
 	PassModeNames     *ebpf.VariableSpec `ebpf:"pass_mode_names"`
 	PeerFlagNames     *ebpf.VariableSpec `ebpf:"peer_flag_names"`
 	ProgramNames      *ebpf.VariableSpec `ebpf:"program_names"`
+	SocketEventNames  *ebpf.VariableSpec `ebpf:"socket_event_names"`
 	VerdictFlagNames  *ebpf.VariableSpec `ebpf:"verdict_flag_names"`
 }
 
@@ -421,6 +612,8 @@ func (o *TableObjects) Close() error {
 //
 // It can be passed to LoadTableObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TableMaps struct {
+	Affinities        *ebpf.Map `ebpf:"affinities"`
+	Backends          *ebpf.Map `ebpf:"backends"`
 	EndpointAttached  *ebpf.Map `ebpf:"endpoint_attached"`
 	EndpointByAddr    *ebpf.Map `ebpf:"endpoint_by_addr"`
 	EndpointByIfindex *ebpf.Map `ebpf:"endpoint_by_ifindex"`
@@ -428,12 +621,22 @@ type TableMaps struct {
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
+	Frontends         *ebpf.Map `ebpf:"frontends"`
+	Maglev            *ebpf.Map `ebpf:"maglev"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	Peers             *ebpf.Map `ebpf:"peers"`
+	ServiceInfos      *ebpf.Map `ebpf:"service_infos"`
+	ServiceMembers    *ebpf.Map `ebpf:"service_members"`
+	ServiceSlots      *ebpf.Map `ebpf:"service_slots"`
+	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
+	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
+	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
 func (m *TableMaps) Close() error {
 	return _TableClose(
+		m.Affinities,
+		m.Backends,
 		m.EndpointAttached,
 		m.EndpointByAddr,
 		m.EndpointByIfindex,
@@ -441,8 +644,16 @@ func (m *TableMaps) Close() error {
 		m.FlowRing,
 		m.Flows,
 		m.FragmentsSeen,
+		m.Frontends,
+		m.Maglev,
 		m.Metrics,
 		m.Peers,
+		m.ServiceInfos,
+		m.ServiceMembers,
+		m.ServiceSlots,
+		m.SocketEvents,
+		m.SocketPeers,
+		m.SourceRanges,
 	)
 }
 
@@ -451,6 +662,7 @@ func (m *TableMaps) Close() error {
 // It can be passed to LoadTableObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TableVariables struct {
 	ActionNames       *ebpf.Variable `ebpf:"action_names"`
+	AffinityKindNames *ebpf.Variable `ebpf:"affinity_kind_names"`
 	DropReasonNames   *ebpf.Variable `ebpf:"drop_reason_names"`
 	EndpointFlagNames *ebpf.Variable `ebpf:"endpoint_flag_names"`
 	FlowEventNames    *ebpf.Variable `ebpf:"flow_event_names"`
@@ -458,12 +670,16 @@ type TableVariables struct {
 	FlowRingHead      *ebpf.Variable `ebpf:"flow_ring_head"`
 	FlowSeenNames     *ebpf.Variable `ebpf:"flow_seen_names"`
 	FlowStageNames    *ebpf.Variable `ebpf:"flow_stage_names"`
+	FrontendFlagNames *ebpf.Variable `ebpf:"frontend_flag_names"`
+	FrontendTypeNames *ebpf.Variable `ebpf:"frontend_type_names"`
 	IdentityNames     *ebpf.Variable `ebpf:"identity_names"`
+	MemberStateNames  *ebpf.Variable `ebpf:"member_state_names"`
 	Node              *ebpf.Variable `ebpf:"node"`
 	PassLayout        *ebpf.Variable `ebpf:"pass_layout"`
 	PassModeNames     *ebpf.Variable `ebpf:"pass_mode_names"`
 	PeerFlagNames     *ebpf.Variable `ebpf:"peer_flag_names"`
 	ProgramNames      *ebpf.Variable `ebpf:"program_names"`
+	SocketEventNames  *ebpf.Variable `ebpf:"socket_event_names"`
 	VerdictFlagNames  *ebpf.Variable `ebpf:"verdict_flag_names"`
 }
 

@@ -12,8 +12,10 @@
 #include "lib/neighbour.h"
 #include "lib/parse.h"
 #include "lib/path.h"
+#include "lib/refuse.h"
 #include "lib/route.h"
 #include "lib/send.h"
+#include "lib/service.h"
 
 #define HOOK PROGRAM_FROM_ENDPOINT
 
@@ -43,6 +45,21 @@ __global int neighbour(struct __sk_buff *skb, struct packet *p, int is_arp)
 	return err ? drop(skb, HOOK, (__u32)err) : answer(skb, ACTION_ANSWERED);
 }
 
+/* What an address of services answers itself: an echo, and who asks for what is not there. */
+static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const struct decision *d, int err)
+{
+	__u32 identity;
+
+	if (source_is_endpoint(skb, p, &identity))
+		return drop(skb, HOOK, DROP_SPOOFED_SOURCE);
+	if (err == SERVICE_ECHO) {
+		err = echo_answer(skb, p);
+		return err ? drop(skb, HOOK, (__u32)err) : answer(skb, ACTION_ANSWERED);
+	}
+	drop(skb, HOOK, (__u32)err);
+	return (d->flags & DECISION_REFUSE) && !refuse(skb, p) ? send_to_peer(skb, skb->ifindex) : TCX_DROP;
+}
+
 __global int slow(struct __sk_buff *skb, struct packet *p)
 {
 	struct decision d = {};
@@ -56,7 +73,9 @@ __global int slow(struct __sk_buff *skb, struct packet *p)
 		return drop(skb, HOOK, (__u32)err);
 	decided = path_is_decided(skb, p, f, &d);
 	if (!decided) {
-		path_follow(p, f, &d);
+		err = path_translate(p, f, &d, 1);
+		if (err)
+			return serve(skb, p, &d, err);
 		err = route_from_endpoint(skb, p, &d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);

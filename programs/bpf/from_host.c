@@ -29,7 +29,9 @@ __global int slow(struct __sk_buff *skb, struct packet *p)
 		return drop(skb, HOOK, (__u32)err);
 	decided = path_is_decided(skb, p, f, &d);
 	if (!decided) {
-		path_follow(p, f, &d);
+		err = path_translate(p, f, &d, 0);
+		if (err)
+			return drop(skb, HOOK, (__u32)err);
 		err = route_from_host(skb, p, &d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);

@@ -46,7 +46,9 @@ __global int slow(struct __sk_buff *skb, struct packet *p, struct sender *from)
 		return drop(skb, HOOK, (__u32)err);
 	decided = f && sender_is_known(f, from) && path_is_decided(skb, p, f, &d);
 	if (!decided) {
-		path_follow(p, f, &d);
+		err = path_translate(p, f, &d, 0);
+		if (err)
+			return drop(skb, HOOK, (__u32)err);
 		err = route_from_overlay(skb, p, from, &d);
 		if (err)
 			return reject(skb, err);

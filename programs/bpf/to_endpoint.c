@@ -53,7 +53,9 @@ __global int slow(struct __sk_buff *skb, struct packet *p)
 		flow_decision(f, &d);
 		decided = 1;
 	} else {
-		path_follow(p, f, &d);
+		err = path_translate(p, f, &d, 0);
+		if (err)
+			return drop(skb, HOOK, (__u32)err);
 		err = route_to_endpoint_device(skb, p, &d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);

@@ -67,15 +67,13 @@ static __always_inline int icmp_resize(struct __sk_buff *skb, const struct packe
 	return DROP_NONE;
 }
 
-static __always_inline int icmp_write4(struct __sk_buff *skb, struct packet *p, struct icmp_draft *d, __u8 type, __u8 code, __u16 mtu)
+static __always_inline int icmp_write4(struct __sk_buff *skb, struct packet *p, struct icmp_draft *d,
+				       const struct address *from, __u32 what, __u16 mtu)
 {
-	struct address gateway = config_address(&gateway_ipv4);
 	struct icmp_error4 *h = &d->v4;
 	struct ethhdr eth;
 	__u32 len;
 
-	if (address_is_zero(&gateway))
-		return DROP_REWRITE_FAILED;
 	len = (__u32)p->l4 - ETH_HLEN + 8;
 	if (len < 28 || len > 68)
 		return DROP_BAD_LENGTH;
@@ -90,11 +88,11 @@ static __always_inline int icmp_write4(struct __sk_buff *skb, struct packet *p, 
 	h->ip.tot_len = htons(sizeof(*h) - ETH_HLEN + len);
 	h->ip.ttl = 64;
 	h->ip.protocol = IPPROTO_ICMP;
-	h->ip.saddr = address_words(&gateway)[3];
+	h->ip.saddr = ((const __u32 *)from->bytes)[3];
 	h->ip.daddr = ((const __u32 *)p->tuple.saddr.bytes)[3];
 	h->ip.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, &h->ip, sizeof(h->ip), 0));
-	h->icmp.type = type;
-	h->icmp.code = code;
+	h->icmp.type = (__u8)what;
+	h->icmp.code = (__u8)(what >> 8);
 	h->icmp.seq = htons(mtu);
 	h->icmp.check = checksum_of((__u32)bpf_csum_diff(NULL, 0, d->quote, ICMP_QUOTE_MAX,
 						      (__u32)bpf_csum_diff(NULL, 0, &h->icmp, sizeof(h->icmp), 0)));
@@ -105,9 +103,9 @@ static __always_inline int icmp_write4(struct __sk_buff *skb, struct packet *p, 
 	return DROP_NONE;
 }
 
-static __always_inline int icmp_write6(struct __sk_buff *skb, struct packet *p, struct icmp_draft *d, __u8 type, __u8 code, __u16 mtu)
+static __always_inline int icmp_write6(struct __sk_buff *skb, struct packet *p, struct icmp_draft *d,
+				       const struct address *from, __u32 what, __u16 mtu)
 {
-	struct address gateway = config_address(&gateway_ipv6);
 	struct icmp_error6 *h = &d->v6;
 	struct ethhdr eth;
 	__u32 len;
@@ -117,8 +115,6 @@ static __always_inline int icmp_write6(struct __sk_buff *skb, struct packet *p, 
 	} pseudo = {};
 	__u32 sum;
 
-	if (address_is_zero(&gateway))
-		return DROP_REWRITE_FAILED;
 	len = (__u32)p->l4 - ETH_HLEN + 8;
 	if (len < 48 || len > ICMP_QUOTE_MAX)
 		return DROP_BAD_LENGTH;
@@ -133,11 +129,11 @@ static __always_inline int icmp_write6(struct __sk_buff *skb, struct packet *p, 
 	h->ip.nexthdr = IPPROTO_ICMPV6;
 	h->ip.hop_limit = 64;
 	for (int i = 0; i < 4; i++) {
-		h->ip.saddr[i] = address_words(&gateway)[i];
+		h->ip.saddr[i] = ((const __u32 *)from->bytes)[i];
 		h->ip.daddr[i] = ((const __u32 *)p->tuple.saddr.bytes)[i];
 	}
-	h->icmp.type = type;
-	h->icmp.code = code;
+	h->icmp.type = (__u8)what;
+	h->icmp.code = (__u8)(what >> 8);
 	h->icmp.seq = htons(mtu); /* lower half of RFC 4443's 32 bits */
 	pseudo.len = htonl(sizeof(h->icmp) + len);
 	pseudo.nexthdr = htonl(IPPROTO_ICMPV6);
@@ -152,13 +148,24 @@ static __always_inline int icmp_write6(struct __sk_buff *skb, struct packet *p, 
 	return DROP_NONE;
 }
 
-__global int icmp_write(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code, __u16 mtu)
+/* Type and code in one number. */
+#define ICMP_WHAT(type, code) ((__u32)(type) | (__u32)(code) << 8)
+
+/* The packet becomes the error about it, which the gateway says or its own destination. */
+__global int icmp_write(struct __sk_buff *skb, struct packet *p, __u32 what, __u16 mtu, int from_destination)
 {
 	struct icmp_draft *d;
+	struct address from;
 	struct scratch *s;
 	int err;
 
 	if (!p)
+		return DROP_REWRITE_FAILED;
+	if (from_destination)
+		from = p->tuple.daddr;
+	else
+		from = p->family == 4 ? config_address(&gateway_ipv4) : config_address(&gateway_ipv6);
+	if (address_is_zero(&from))
 		return DROP_REWRITE_FAILED;
 	s = scratch_take();
 	if (!s)
@@ -166,9 +173,9 @@ __global int icmp_write(struct __sk_buff *skb, struct packet *p, __u8 type, __u8
 	d = (struct icmp_draft *)s->bytes;
 	__builtin_memset(d, 0, sizeof(*d));
 	if (p->family == 4)
-		err = icmp_write4(skb, p, d, type, code, mtu);
+		err = icmp_write4(skb, p, d, &from, what, mtu);
 	else
-		err = icmp_write6(skb, p, d, type, code, mtu);
+		err = icmp_write6(skb, p, d, &from, what, mtu);
 	scratch_give_back(s);
 	return err;
 }
@@ -184,7 +191,7 @@ static __always_inline int icmp_answer(struct __sk_buff *skb, struct packet *p, 
 	if (!icmp_may_answer(p))
 		return reason;
 	if (p->family == 4)
-		return icmp_write(skb, p, expired ? ICMP_TIME_EXCEEDED : ICMP_UNREACHABLE, expired ? 0 : ICMP_FRAG_NEEDED,
-				  expired ? 0 : mtu);
-	return icmp_write(skb, p, expired ? ICMPV6_TIME_EXCEEDED : ICMPV6_TOO_BIG, 0, expired ? 0 : mtu);
+		return icmp_write(skb, p, expired ? ICMP_WHAT(ICMP_TIME_EXCEEDED, 0) : ICMP_WHAT(ICMP_UNREACHABLE, ICMP_FRAG_NEEDED),
+				  expired ? 0 : mtu, 0);
+	return icmp_write(skb, p, expired ? ICMP_WHAT(ICMPV6_TIME_EXCEEDED, 0) : ICMP_WHAT(ICMPV6_TOO_BIG, 0), expired ? 0 : mtu, 0);
 }

@@ -166,7 +166,12 @@ enum icmp_type {
 };
 
 enum {
-	ICMP_FRAG_NEEDED = 4, /* code of ICMP_UNREACHABLE */
+	/* codes of ICMP_UNREACHABLE */
+	ICMP_PROTOCOL_UNREACHABLE = 2,
+	ICMP_PORT_UNREACHABLE = 3,
+	ICMP_FRAG_NEEDED = 4,
+	/* code of ICMPV6_UNREACHABLE */
+	ICMPV6_PORT_UNREACHABLE = 4,
 };
 
 enum icmpv6_type {

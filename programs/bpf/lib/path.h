@@ -15,6 +15,7 @@
 #include "icmp.h"
 #include "parse.h"
 #include "send.h"
+#include "service.h"
 #include "types.h"
 
 /* A SYN on a connection that is over starts a new one under the same tuple. */
@@ -62,13 +63,21 @@ static __always_inline int path_is_decided(const struct __sk_buff *skb, const st
 	return 1;
 }
 
-/* Where a packet goes by what its flow has been told: its translation is kept. */
-static __always_inline void path_follow(const struct packet *p, const struct flow *f, struct decision *d)
+/*
+ * Where a packet goes on to: by the services, and by what its flow has been told.
+ * may_choose: it comes from where services are asked for.
+ */
+static __always_inline int path_translate(struct packet *p, struct flow *f, struct decision *d, int may_choose)
 {
+	if (f && path_starts_anew(p, f))
+		f = NULL;
+	if (with_services && (may_choose || f))
+		return service_translate(p, f, d, may_choose);
 	if (f)
 		d->reply = f->peer;
 	else
 		tuple_reverse(&p->tuple, &d->reply);
+	return DROP_NONE;
 }
 
 /* After the verdict: remember the flow, and the ports of a datagram in parts. */
@@ -85,7 +94,7 @@ static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p
 		err = fragment_later(p);
 	if (err)
 		return err;
-	if (f && path_starts_anew(p, f)) {
+	if (f && (path_starts_anew(p, f) || (d->flags & DECISION_ANEW))) {
 		flow_delete(&p->tuple, f);
 		flow_count(FLOW_REUSED);
 		f = NULL;

@@ -54,8 +54,14 @@ static __always_inline __be16 rewrite_checksum(__be16 check, const struct verdic
 static __always_inline int rewrite_transport(struct __sk_buff *skb, const struct packet *p, const struct verdict *v,
 					     const struct tuple *reply, __u32 kind)
 {
-	__be16 *ports = packet_at(skb, p->l4);
+	__u32 l4 = p->l4;
+	__be16 *ports;
 
+	/* No packet that was parsed is so, but the verifier wants to see it. */
+	asm volatile("" : "+r"(l4));
+	if (l4 > PARSE_PULL)
+		return DROP_REWRITE_FAILED;
+	ports = packet_at(skb, l4);
 	if ((void *)(ports + 4) > packet_end(skb))
 		return DROP_REWRITE_FAILED;
 	ports[0] = reply->dport;

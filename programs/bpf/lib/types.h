@@ -101,6 +101,11 @@ enum drop_reason {
 	DROP_FLOW_CHANGED = 48,         /* two CPUs made the flow at once, and a table changed between them */
 	DROP_NO_PORT = 47,              /* no source port is free for a flow that is translated */
 	DROP_BAD_CHECKSUM = 49,         /* the sender wants the checksum written where none belongs */
+	DROP_NO_BACKEND = 50,           /* a service that has nobody to serve */
+	DROP_BACKEND_GONE = 51,         /* the backend of this flow is not the service's any more */
+	DROP_SOURCE_RANGE = 52,         /* the service does not serve this client */
+	DROP_NO_SUCH_PORT = 53,         /* an address of services, and none at this port */
+	DROP_SERVICE_CHANGED = 54,      /* a service changed again and again while it was looked at */
 	DROP_COUNT = 64,
 };
 
@@ -167,6 +172,11 @@ struct verdict {
 };
 _Static_assert(sizeof(struct verdict) == 48, "no hidden padding in a value");
 
+enum decision_flag {
+	DECISION_ANEW = 1,   /* the flow that is there is over, and another begins */
+	DECISION_REFUSE = 2, /* the sender is told that it was dropped, else he waits in vain */
+};
+
 /*
  * What is to become of one packet. reply is how the answers to it will arrive:
  * the reverse of how it goes on, so its saddr and sport say where to.
@@ -175,7 +185,7 @@ struct decision {
 	struct verdict verdict;
 	struct tuple reply;
 	__u32 epoch; /* before the tables were looked at: a change since then makes it outdated */
-	__u32 reserved;
+	__u32 flags; /* enum decision_flag */
 };
 _Static_assert(sizeof(struct decision) == 96, "no hidden padding in an argument");
 
@@ -259,6 +269,162 @@ struct fragments {
 	struct span got[FRAGMENT_SPANS]; /* end 0: unused */
 };
 _Static_assert(sizeof(struct fragments) == 44, "no hidden padding in a value");
+
+/* Where a service is reached. With port and protocol 0: one of the addresses themselves. */
+struct frontend_key {
+	struct address addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 reserved;
+};
+_Static_assert(sizeof(struct frontend_key) == 20, "no hidden padding in a key");
+
+enum frontend_type {
+	FRONTEND_CLUSTER_IP = 1,
+	FRONTEND_NODE_PORT = 2,
+	FRONTEND_EXTERNAL_IP = 3,
+	FRONTEND_LOAD_BALANCER = 4,
+	FRONTEND_HOST_PORT = 5,
+	FRONTEND_ADDRESS = 6, /* the row of an address: see frontend_flag */
+};
+
+enum frontend_flag {
+	FRONTEND_MAGLEV = 1,   /* chosen from a table by the packet's tuple, else by weight at random */
+	FRONTEND_REJECT = 2,   /* without a backend it is refused, else dropped in silence */
+	FRONTEND_RANGES = 4,   /* sources are looked up in source_ranges */
+	FRONTEND_DENY = 8,     /* those ranges are kept out, else all others are */
+	FRONTEND_OWNED = 16,   /* of an address: all of it is the services', else a node has it too */
+};
+
+/*
+ * What a frontend leads to. It is written as a whole, and names the set of
+ * backends that goes with it, so a packet sees one state of a service.
+ */
+struct frontend {
+	__u32 service;
+	__u32 set;      /* of slots, or the table of Maglev */
+	__u32 count;    /* slots of the set; 0: no backend can be chosen */
+	__u32 affinity; /* how long a client stays with its backend, in jiffies; 0: not at all */
+	__u8 type;      /* enum frontend_type */
+	__u8 flags;     /* enum frontend_flag */
+	__u16 reserved;
+};
+_Static_assert(sizeof(struct frontend) == 20, "no hidden padding in a value");
+
+struct slot_key {
+	__u32 set;
+	__u32 index;
+};
+_Static_assert(sizeof(struct slot_key) == 8, "no hidden padding in a key");
+
+/* One of the equally likely places of a set: its first backend up to a random number of below, else its second. */
+struct slot {
+	__u32 first;
+	__u32 second;
+	__u32 below;
+};
+_Static_assert(sizeof(struct slot) == 12, "no hidden padding in a value");
+
+struct backend {
+	struct address addr;
+	__be16 port;
+	__u16 reserved;
+};
+_Static_assert(sizeof(struct backend) == 20, "no hidden padding in a value");
+
+enum member_state {
+	MEMBER_ACTIVE = 1,
+	MEMBER_TERMINATING = 2, /* established flows stay; new ones come only if nothing else is left */
+	MEMBER_QUARANTINED = 3, /* unhealthy: established flows stay */
+	MEMBER_MAINTENANCE = 4, /* taken out by hand: established flows stay */
+	MEMBER_DRAINING = 5,    /* removed; established flows may end in peace */
+};
+
+/* Which backends a service has. By address: that is what a flow knows. */
+struct member_key {
+	__u32 service;
+	struct address addr;
+	__be16 port;
+	__u16 reserved;
+};
+_Static_assert(sizeof(struct member_key) == 24, "no hidden padding in a key");
+
+struct member {
+	__u32 backend;
+	__u16 weight;
+	__u8 state; /* enum member_state */
+	__u8 reserved;
+	struct address node; /* that has it; zero: not told */
+	__u8 zone[32];       /* name, zeros behind it */
+};
+_Static_assert(sizeof(struct member) == 56, "no hidden padding in a value");
+
+/* What Go wants to know again after a restart. No program reads it. */
+struct service_info {
+	__u8 name[128];         /* zeros behind it */
+	__u32 affinity_seconds;
+	__u8 maglev;
+	__u8 external_local;
+	__u8 internal_local;
+	__u8 reject;
+	__u8 deny;
+	__u8 on_remove;
+	__u8 reserved[2];
+};
+_Static_assert(sizeof(struct service_info) == 140, "no hidden padding in a value");
+
+enum affinity_kind {
+	AFFINITY_ADDRESS = 1, /* the client is an address */
+	AFFINITY_COOKIE = 2,  /* it is a network namespace, by its cookie */
+};
+
+struct affinity_key {
+	__u32 service;
+	__u32 kind; /* enum affinity_kind */
+	struct address client;
+};
+_Static_assert(sizeof(struct affinity_key) == 24, "no hidden padding in a key");
+
+struct affinity {
+	__u32 backend;
+	__u32 last_used; /* lower half of the jiffies */
+};
+_Static_assert(sizeof(struct affinity) == 8, "no hidden padding in a value");
+
+/* Longest prefix match on the address, within a service. */
+struct source_range_key {
+	__u32 prefixlen; /* 32 bits of service, and those of the address */
+	__be32 service;  /* big-endian: compared bit by bit */
+	struct address addr;
+};
+_Static_assert(sizeof(struct source_range_key) == 24, "no hidden padding in a key");
+
+/* What a connected or asked socket was told to be talking to. */
+struct socket_key {
+	__u64 cookie;
+	struct address addr; /* of the backend */
+	__be16 port;
+	__u8 protocol;
+	__u8 reserved[5];
+};
+_Static_assert(sizeof(struct socket_key) == 32, "no hidden padding in a key");
+
+struct socket_peer {
+	struct address addr; /* of the frontend */
+	__be16 port;
+	__u16 reserved;
+	__u32 service;
+};
+_Static_assert(sizeof(struct socket_peer) == 24, "no hidden padding in a value");
+
+enum socket_event {
+	SOCKET_TRANSLATED = 0,
+	SOCKET_NO_BACKEND = 1, /* refused or dropped for want of one */
+	SOCKET_REVERSED = 2,   /* an answer that was shown as the frontend's */
+	SOCKET_BIND_REFUSED = 3,
+	SOCKET_TABLE_FULL = 4, /* the answers of a socket will show the backend */
+	SOCKET_EVENT_COUNT = 16,
+};
 
 /* The settings of a running node that change without a new load. */
 struct node_state {

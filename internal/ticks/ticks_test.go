@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package conntrack
+package ticks
 
 import (
 	"math/big"
@@ -29,20 +29,6 @@ func TestClockKnowsEveryHZ(t *testing.T) {
 	}
 }
 
-// The kernel of this machine does as it says.
-func TestClockAgreesWithTheKernel(t *testing.T) {
-	t.Parallel()
-	table := newTable(t, Config{Flows: 16})
-	start, err := table.now()
-	require.NoError(t, err)
-	began := time.Now()
-	time.Sleep(300 * time.Millisecond)
-	end, err := table.now()
-	require.NoError(t, err)
-	took := time.Since(began)
-	assert.InDelta(t, took.Seconds(), table.clock.since(end, start).Seconds(), 0.1)
-}
-
 // Ticks and times against arithmetic without a limit, at uptimes of 0 to 5
 // years, which wrap the counter many times.
 func TestClockAgainstASlowTwin(t *testing.T) {
@@ -50,7 +36,7 @@ func TestClockAgainstASlowTwin(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	second := big.NewInt(int64(time.Second))
 	for _, hz := range possibleHZ {
-		c := clock{uint64(hz)}
+		c := Clock{uint64(hz)}
 		for range 3000 {
 			d := time.Duration(rng.Int64N(int64(7*24*time.Hour) + 1))
 			if rng.IntN(3) == 0 {
@@ -60,20 +46,20 @@ func TestClockAgainstASlowTwin(t *testing.T) {
 			if rest.Sign() > 0 {
 				want.Add(want, big.NewInt(1))
 			}
-			require.Equal(t, want.Uint64(), uint64(c.ticks(d)), "%s at %d Hz", d, hz)
+			require.Equal(t, want.Uint64(), uint64(c.Of(d)), "%s at %d Hz", d, hz)
 
 			uptime := time.Duration(rng.Int64N(int64(5*365*24*time.Hour) + 1))
 			now := uint64(1)<<32 - uint64(300*hz) + uint64(uptime.Seconds()*float64(hz)) // jiffies begin 5 minutes before they wrap
-			back := rng.Uint64N(1<<32 - ahead + 1)
-			got := c.since(uint32(now), uint32(now-back))
+			back := rng.Uint64N(1<<32 - Ahead + 1)
+			got := c.Since(uint32(now), uint32(now-back))
 			exact := new(big.Int).Div(new(big.Int).Mul(new(big.Int).SetUint64(back), second), big.NewInt(hz))
 			require.Equal(t, exact.Int64(), int64(got), "%d ticks at %d Hz after %s", back, hz, uptime)
-			require.Zero(t, c.since(uint32(now), uint32(now)+uint32(rng.IntN(ahead))), "used while it is looked at")
+			require.Zero(t, c.Since(uint32(now), uint32(now)+uint32(rng.IntN(Ahead))), "used while it is looked at")
 		}
-		assert.Zero(t, c.ticks(0))
-		assert.EqualValues(t, 1, c.ticks(1), "nothing lives shorter than asked")
-		assert.EqualValues(t, hz, c.ticks(time.Second))
-		assert.EqualValues(t, hz+1, c.ticks(time.Second+1))
-		assert.Less(t, uint64(c.ticks(7*24*time.Hour)), uint64(1<<32-ahead))
+		assert.Zero(t, c.Of(0))
+		assert.EqualValues(t, 1, c.Of(1), "nothing lives shorter than asked")
+		assert.EqualValues(t, hz, c.Of(time.Second))
+		assert.EqualValues(t, hz+1, c.Of(time.Second+1))
+		assert.Less(t, uint64(c.Of(7*24*time.Hour)), uint64(1<<32-Ahead))
 	}
 }

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lb
+
+import (
+	"bytes"
+	"net/netip"
+
+	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/wire"
+	"github.com/godatapath/datapath/maps"
+)
+
+// adopt reads what an earlier process has left in the tables. Rows that belong
+// to no service are what a process has left that was killed in the middle of a
+// change: they are taken away.
+func (b *Balancer) adopt() error {
+	found, stray, err := b.read()
+	if err != nil {
+		return err
+	}
+	for name, k := range found {
+		b.services[name] = k
+		b.serviceIDs.adopt(k.rows.id)
+		for f := range k.rows.frontends {
+			b.owners[f] = name
+		}
+		for at, id := range k.rows.backends {
+			if b.backendUse[at]++; b.backendUse[at] == 1 {
+				b.ids.adopt(id)
+				b.backendIDs[at] = id
+			}
+		}
+		for a, owned := range k.rows.addrs {
+			u := b.addrUse[a]
+			if u.all++; owned {
+				u.owned++
+			}
+			b.addrUse[a] = u
+		}
+	}
+	after := newRows()
+	for a, u := range b.addrUse {
+		after.frontends[addrKey(a)] = u.row()
+	}
+	return b.erase(stray, after)
+}
+
+// read turns the rows into services. stray are those that belong to none.
+func (b *Balancer) read() (found map[string]*kept, stray *rows, err error) {
+	all, err := b.contents()
+	if err != nil {
+		return nil, nil, err
+	}
+	found = map[string]*kept{}
+	byID := map[uint32]*kept{}
+	for id, info := range all.infos {
+		name := text(info.Name[:])
+		// Two of a name can only be if a process was killed that had no right to be
+		// there. Neither has more right; one must go.
+		if found[name] != nil || name == "" || id == 0 {
+			continue
+		}
+		k := &kept{spec: specOf(info), rows: &compiled{
+			id: id, info: info, frontends: map[bpf.TableFrontendKey]bpf.TableFrontend{}, slots: map[bpf.TableSlotKey]bpf.TableSlot{},
+			maglevs: map[uint32][]uint32{}, members: map[bpf.TableMemberKey]bpf.TableMember{},
+			ranges: map[bpf.TableSourceRangeKey]uint32{}, addrs: map[bpf.TableAddress]bool{}, backends: map[netip.AddrPort]uint32{},
+		}}
+		found[name], byID[id] = k, k
+		delete(all.infos, id)
+	}
+	sets := map[uint32]*kept{}
+	for key, row := range all.frontends {
+		k := byID[row.Service]
+		if key.Protocol == 0 || k == nil {
+			continue
+		}
+		k.rows.frontends[key] = row
+		f := Frontend{Addr: goAddrPort(key.Addr, key.Port), Protocol: Protocol(key.Protocol), Type: FrontendType(row.Type)}
+		k.spec.Frontends = append(k.spec.Frontends, f)
+		k.rows.addrs[key.Addr] = k.rows.addrs[key.Addr] || f.Type.ownsAddress()
+		sets[row.Set] = k
+		b.lastSet = max(b.lastSet, row.Set)
+		delete(all.frontends, key)
+	}
+	ids := map[uint32]netip.AddrPort{} // one id has one backend
+	for key, m := range all.members {
+		k := byID[key.Service]
+		at := goAddrPort(key.Addr, key.Port)
+		if k == nil || all.backends[m.Backend] != backendOf(at) {
+			continue
+		}
+		if other, ok := ids[m.Backend]; ok && other != at {
+			continue
+		}
+		ids[m.Backend] = at
+		k.rows.members[key], k.rows.backends[at] = m, m.Backend
+		k.spec.Backends = append(k.spec.Backends, Backend{
+			Addr: at, State: State(m.State), Weight: int(m.Weight), Node: wire.GoAddr(m.Node), Zone: text(m.Zone[:]),
+		})
+		delete(all.members, key)
+	}
+	for id := range ids {
+		delete(all.backends, id)
+	}
+	for key, s := range all.slots {
+		b.lastSet = max(b.lastSet, key.Set)
+		if k := sets[key.Set]; k != nil {
+			k.rows.slots[key] = s
+			delete(all.slots, key)
+		}
+	}
+	for set := range all.maglevs {
+		b.lastSet = max(b.lastSet, set)
+		if k := sets[set]; k != nil {
+			k.rows.maglevs[set] = nil
+			delete(all.maglevs, set)
+		}
+	}
+	for key, v := range all.ranges {
+		if k := byID[bigEndian(key.Service)]; k != nil {
+			k.rows.ranges[key] = v
+			k.spec.SourceRanges = append(k.spec.SourceRanges, wire.GoPrefix(bpf.TablePeerKey{Prefixlen: key.Prefixlen - 32, Addr: key.Addr}))
+			delete(all.ranges, key)
+		}
+	}
+	for _, k := range found {
+		sortSpec(&k.spec)
+	}
+	return found, all, nil
+}
+
+func specOf(i bpf.TableServiceInfo) Service {
+	return Service{
+		Name: text(i.Name[:]), Algorithm: Algorithm(i.Maglev), Affinity: seconds(i.AffinitySeconds), External: Policy(i.ExternalLocal),
+		Internal: Policy(i.InternalLocal), DenySources: i.Deny != 0, NoBackend: NoBackend(1 - i.Reject), OnRemove: Removal(i.OnRemove),
+	}
+}
+
+// contents reads all tables.
+func (b *Balancer) contents() (*rows, error) {
+	out, t := newRows(), b.tables
+	var err error
+	collect(&err, t.backends, out.backends)
+	collect(&err, t.members, out.members)
+	collect(&err, t.ranges, out.ranges)
+	collect(&err, t.slots, out.slots)
+	collect(&err, t.infos, out.infos)
+	collect(&err, t.frontends, out.frontends)
+	sets := map[uint32]uint32{}
+	collect(&err, t.maglevs, sets)
+	for set := range sets {
+		out.maglevs[set] = nil
+	}
+	return out, err
+}
+
+func collect[K comparable, V any](err *error, m *maps.Map[K, V], to map[K]V) {
+	if *err != nil {
+		return
+	}
+	for e, e2 := range m.All() {
+		if e2 != nil {
+			*err = e2
+			return
+		}
+		to[e.Key] = e.Value
+	}
+}
+
+func text(b []byte) string {
+	if i := bytes.IndexByte(b, 0); i >= 0 {
+		b = b[:i]
+	}
+	return string(b)
+}

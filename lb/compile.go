@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lb
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"time"
+
+	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/ticks"
+	"github.com/godatapath/datapath/internal/wire"
+)
+
+// compiled is a service in rows of the tables. Rows that services share, those
+// of backends and of addresses, are told by what they are about.
+type compiled struct {
+	id        uint32
+	info      bpf.TableServiceInfo
+	frontends map[bpf.TableFrontendKey]bpf.TableFrontend
+	slots     map[bpf.TableSlotKey]bpf.TableSlot
+	maglevs   map[uint32][]uint32 // set to table
+	members   map[bpf.TableMemberKey]bpf.TableMember
+	ranges    map[bpf.TableSourceRangeKey]uint32
+	addrs     map[bpf.TableAddress]bool // of the frontends; true: one is the services' own
+	backends  map[netip.AddrPort]uint32 // their ids
+}
+
+// compiler knows what services do not say themselves.
+type compiler struct {
+	cfg   Config
+	clock ticks.Clock
+	set   func() uint32               // a new number for a set
+	ids   func(netip.AddrPort) uint32 // of a backend
+}
+
+func (c *compiler) compile(id uint32, s Service) *compiled {
+	out := &compiled{
+		id: id, info: infoOf(s),
+		frontends: map[bpf.TableFrontendKey]bpf.TableFrontend{},
+		slots:     map[bpf.TableSlotKey]bpf.TableSlot{},
+		maglevs:   map[uint32][]uint32{},
+		members:   map[bpf.TableMemberKey]bpf.TableMember{},
+		ranges:    map[bpf.TableSourceRangeKey]uint32{},
+		addrs:     map[bpf.TableAddress]bool{},
+		backends:  map[netip.AddrPort]uint32{},
+	}
+	for _, b := range s.Backends {
+		out.backends[b.Addr] = c.ids(b.Addr)
+		out.members[memberKey(id, b.Addr)] = memberOf(b, out.backends[b.Addr])
+	}
+	for _, p := range s.SourceRanges {
+		out.ranges[rangeKey(id, p)] = 1
+	}
+	sets := map[Policy]bpf.TableFrontend{} // what all frontends of a policy have
+	for _, f := range s.Frontends {
+		policy := s.External
+		if f.Type == ClusterIP {
+			policy = s.Internal
+		}
+		row, ok := sets[policy]
+		if !ok {
+			row = c.choice(out, s, policy)
+			sets[policy] = row
+		}
+		row.Type = uint8(f.Type)
+		if f.Type != ClusterIP && len(s.SourceRanges) > 0 {
+			row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_RANGES)
+		}
+		for _, at := range c.places(f) {
+			out.frontends[frontendKey(at, f.Protocol)] = row
+			addr := wire.Addr(at.Addr())
+			out.addrs[addr] = out.addrs[addr] || f.Type.ownsAddress()
+		}
+	}
+	return out
+}
+
+// choice makes the set of a policy and the row that leads to it.
+func (c *compiler) choice(out *compiled, s Service, policy Policy) bpf.TableFrontend {
+	row := bpf.TableFrontend{Service: out.id, Set: c.set(), Affinity: c.clock.Of(s.Affinity)}
+	if s.NoBackend == Reject {
+		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_REJECT)
+	}
+	if s.DenySources {
+		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_DENY)
+	}
+	all := c.candidates(out, s, policy)
+	if s.Algorithm == Maglev {
+		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_MAGLEV)
+		if table := maglevTable(all, uint32(c.cfg.MaglevSize), c.cfg.MaglevSeed); table != nil {
+			out.maglevs[row.Set] = table
+			row.Count = uint32(c.cfg.MaglevSize)
+		}
+		return row
+	}
+	for i, s := range aliasTable(all) {
+		out.slots[bpf.TableSlotKey{Set: row.Set, Index: uint32(i)}] = bpf.TableSlot{First: s.first, Second: s.second, Below: s.below}
+		row.Count++
+	}
+	return row
+}
+
+// candidates are the backends that get new flows: the active ones, or if there
+// is none those that are about to go.
+func (c *compiler) candidates(out *compiled, s Service, policy Policy) []candidate {
+	for _, state := range []State{Active, Terminating} {
+		var all []candidate
+		for _, b := range s.Backends {
+			if b.State == state && (policy == Cluster || b.Node == c.cfg.Node) {
+				all = append(all, candidate{id: out.backends[b.Addr], addr: b.Addr, weight: uint32(b.Weight)})
+			}
+		}
+		if len(all) > 0 {
+			return all
+		}
+	}
+	return nil
+}
+
+// places are the addresses of a frontend on this node.
+func (c *compiler) places(f Frontend) []netip.AddrPort {
+	if !f.isWildcard() {
+		return []netip.AddrPort{f.Addr}
+	}
+	var all []netip.AddrPort
+	for _, a := range c.cfg.NodeAddrs {
+		if a.Is4() == f.Addr.Addr().Is4() {
+			all = append(all, netip.AddrPortFrom(a, f.Addr.Port()))
+		}
+	}
+	return all
+}
+
+func frontendKey(at netip.AddrPort, p Protocol) bpf.TableFrontendKey {
+	return bpf.TableFrontendKey{Addr: wire.Addr(at.Addr()), Port: wire.Port(at.Port()), Protocol: uint8(p)}
+}
+
+func memberKey(service uint32, at netip.AddrPort) bpf.TableMemberKey {
+	return bpf.TableMemberKey{Service: service, Addr: wire.Addr(at.Addr()), Port: wire.Port(at.Port())}
+}
+
+func memberOf(b Backend, id uint32) bpf.TableMember {
+	m := bpf.TableMember{Backend: id, Weight: uint16(b.Weight), State: uint8(b.State), Node: wire.Addr(b.Node)}
+	copy(m.Zone[:], b.Zone)
+	return m
+}
+
+func backendOf(at netip.AddrPort) bpf.TableBackend {
+	return bpf.TableBackend{Addr: wire.Addr(at.Addr()), Port: wire.Port(at.Port())}
+}
+
+func rangeKey(service uint32, p netip.Prefix) bpf.TableSourceRangeKey {
+	k := wire.PrefixKey(p)
+	return bpf.TableSourceRangeKey{Prefixlen: 32 + k.Prefixlen, Service: bigEndian(service), Addr: k.Addr}
+}
+
+// bigEndian turns a number into the one that has its bytes in network order: in
+// a trie it is compared bit by bit.
+func bigEndian(n uint32) uint32 {
+	return binary.NativeEndian.Uint32(binary.BigEndian.AppendUint32(nil, n))
+}
+
+func infoOf(s Service) bpf.TableServiceInfo {
+	i := bpf.TableServiceInfo{
+		AffinitySeconds: uint32(s.Affinity / time.Second), Maglev: uint8(s.Algorithm), ExternalLocal: uint8(s.External),
+		InternalLocal: uint8(s.Internal), Reject: 1 - uint8(s.NoBackend), OnRemove: uint8(s.OnRemove),
+	}
+	if s.DenySources {
+		i.Deny = 1
+	}
+	copy(i.Name[:], s.Name)
+	return i
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lb
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/godatapath/datapath/internal/invalid"
+	"github.com/godatapath/datapath/internal/wire"
+	"github.com/godatapath/datapath/maps"
+)
+
+// Defaults of [Config].
+const (
+	DefaultFrontends  = 65536
+	DefaultBackends   = 65536
+	DefaultClients    = 65536
+	DefaultSockets    = 65536
+	DefaultMaglevSize = 16381
+	DefaultMaglevs    = 4096
+)
+
+// Config describes the services of a node. The zero Config works for services
+// that clients in endpoints reach by their packets.
+type Config struct {
+	maps.Config
+	// Frontends is how many of them fit, and as many services; 0:
+	// [DefaultFrontends]. One takes about 200 bytes of kernel memory, when it is
+	// there.
+	Frontends int
+	// Backends is how many different ones fit; 0: [DefaultBackends]. Of the places
+	// that services have for them, four times as many do: a service that is
+	// changed needs its old and its new ones for a moment.
+	Backends int
+	// Clients is how many clients are remembered for session affinity; 0:
+	// [DefaultClients]. Those that have not come for longest are forgotten first.
+	Clients int
+	// Sockets is how many datagram sockets, or destinations of one, are
+	// remembered whose answers are shown as a frontend's; 0: [DefaultSockets].
+	Sockets int
+	// MaglevSize is the number of slots of a Maglev table, a prime of at least a
+	// hundred times the backends of the largest such service, up to 131071; the
+	// same on all nodes; 0: [DefaultMaglevSize]. A table takes eight bytes a slot.
+	MaglevSize int
+	// MaglevSeed makes tables different between clusters; the same on all nodes.
+	MaglevSeed uint32
+	// Maglevs is how many services may use Maglev; 0: [DefaultMaglevs]. Changing
+	// one makes the kernel wait for an RCU grace period, some milliseconds.
+	Maglevs int
+	// Node is this node, as Backend.Node names it, for the policy Local.
+	Node netip.Addr
+	// NodeAddrs are the node's own addresses: where wildcard NodePorts are.
+	NodeAddrs []netip.Addr
+	// Hairpin are the sources, one of a family, that an endpoint sees when it
+	// reaches itself through a service. Nobody else may have them. The default is
+	// 169.254.42.1 and fd00:42:42::1.
+	Hairpin []netip.Addr
+	// Flows is the flow table of the same node, a conntrack.Table: to purge flows,
+	// and to count those that a removal touches. nil: nothing is counted, and
+	// [Purge] is [Reset].
+	Flows Flows
+}
+
+// Flows is what is asked of a flow table. Zero ports and addresses match any.
+type Flows interface {
+	// FlushTranslated deletes the flows of a protocol to a frontend that are
+	// translated to a backend, and returns how many there were.
+	FlushTranslated(protocol uint8, frontend, backend netip.AddrPort) (int, error)
+	// CountTranslated counts them.
+	CountTranslated(protocol uint8, frontend, backend netip.AddrPort) (int, error)
+}
+
+var defaultHairpin = [2]netip.Addr{netip.AddrFrom4([4]byte{169, 254, 42, 1}), netip.AddrFrom16([16]byte{0xfd, 0, 0, 0x42, 0, 0x42, 15: 1})}
+
+func (c Config) withDefaults() (Config, error) {
+	for _, f := range []struct {
+		name string
+		at   *int
+		def  int
+		most int
+	}{
+		{"Frontends", &c.Frontends, DefaultFrontends, 1 << 24},
+		{"Backends", &c.Backends, DefaultBackends, 1 << 24},
+		{"Clients", &c.Clients, DefaultClients, 1 << 26},
+		{"Sockets", &c.Sockets, DefaultSockets, 1 << 26},
+		{"MaglevSize", &c.MaglevSize, DefaultMaglevSize, 131071},
+		{"Maglevs", &c.Maglevs, DefaultMaglevs, 1 << 20},
+	} {
+		if *f.at == 0 {
+			*f.at = f.def
+		}
+		if *f.at < 1 || *f.at > f.most {
+			return c, invalid.Errorf("%s is %d, want 1 to %d", f.name, *f.at, f.most)
+		}
+	}
+	if !isPrime(uint32(c.MaglevSize)) {
+		return c, invalid.Errorf("MaglevSize is %d, which is no prime", c.MaglevSize)
+	}
+	var err error
+	if c.Node != (netip.Addr{}) {
+		if c.Node, err = wire.CheckAddr(c.Node); err != nil {
+			return c, invalid.Errorf("Node: %w", err)
+		}
+	}
+	c.NodeAddrs = slices.Clone(c.NodeAddrs)
+	for i, a := range c.NodeAddrs {
+		if c.NodeAddrs[i], err = wire.CheckAddr(a); err != nil {
+			return c, invalid.Errorf("NodeAddrs: %w", err)
+		}
+	}
+	hairpin := defaultHairpin
+	for _, a := range c.Hairpin {
+		a = a.Unmap()
+		if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
+			return c, invalid.Errorf("Hairpin: address %s can not be a source", a)
+		}
+		if a.Is4() {
+			hairpin[0] = a
+		} else {
+			hairpin[1] = a
+		}
+	}
+	c.Hairpin = hairpin[:]
+	return c, nil
+}
