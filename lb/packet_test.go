@@ -370,3 +370,36 @@ func TestFragmentsToAService(t *testing.T) {
 		require.Equal(t, want[i], got.frame, "part %d, as if it had been sent there", i)
 	}
 }
+
+// An error about a packet to a service speaks of the service: from the backend
+// in its name, from a router in the router's.
+func TestErrorsAboutAService(t *testing.T) {
+	t.Parallel()
+	eachCast(t, Config{}, func(t *testing.T, r *rig, c cast) {
+		vip, backend, client := at(c.vip, 80), at(c.green, 8080), at(c.blue, 40000)
+		require.NoError(t, r.bal.SetService(Service{
+			Name: "web", Frontends: []Frontend{{Addr: vip, Protocol: UDP}, {Addr: vip}}, Backends: []Backend{{Addr: backend}},
+		}))
+		for _, ask := range [][]byte{udp(client, vip, 1, 2, 3, 4, 5, 6, 7, 8), tcp(client, vip, packet.SYN)} {
+			sent := r.send("from_endpoint", "blue", ask)
+			require.Equal(t, redirected, sent.verdict)
+			for from, as := range map[netip.Addr]netip.Addr{c.green: c.vip, c.gate: c.gate} {
+				var l4 packet.Layer = packet.ICMPv4{Type: 3, Code: 3}
+				if c.blue.Is6() {
+					l4 = packet.ICMPv6{Type: 1, Code: 4}
+				}
+				fault := packet.Build(packet.Ethernet{Dst: mac, Src: mac}, ip(from, c.blue), l4, packet.Payload(sent.frame[14:]))
+				program, device := "from_endpoint", "green"
+				if from == c.gate {
+					program, device = "from_host", "net"
+				}
+				out := r.send(program, device, fault)
+				require.Equal(t, redirected, out.verdict, "%v", out.counted)
+				require.Equal(t, [2]netip.Addr{as, c.blue}, [2]netip.Addr{out.packet.Src(), out.packet.Dst()})
+				sport, dport := out.packet.Inner.Ports()
+				require.Equal(t, [2]netip.AddrPort{client, vip},
+					[2]netip.AddrPort{at(out.packet.Inner.Src(), sport), at(out.packet.Inner.Dst(), dport)}, "in the client's words")
+			}
+		}
+	})
+}

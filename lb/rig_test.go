@@ -36,6 +36,7 @@ type rig struct {
 	bal       *Balancer
 	dp        *programs.Datapath
 	ifindex   map[string]uint32
+	pins      string
 }
 
 // cast is who is there in a family: blue and green on the node, red on another.
@@ -114,6 +115,7 @@ func newRig(t testing.TB, cfg Config) *rig {
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, r.bal.Close()) })
 	dir := netnstest.NewLab(t).PinDir()
+	r.pins = dir
 	r.dp, err = programs.Load(programs.Config{Namespace: r.ns, Pins: dir, Gateways: []netip.Addr{casts[0].gate, casts[1].gate}},
 		r.endpoints, r.metrics, r.flows, peers, r.bal)
 	if err != nil {

@@ -33,6 +33,8 @@ struct packet {
 	__u16 frag_start; /* in units of eight bytes */
 	__u16 frag_len;   /* of the payload, in bytes */
 	__be32 frag_id;
+	__u16 quoted_l4; /* of an ICMP error: offset of the quoted packet's transport header */
+	__u16 reserved;
 	struct address icmp_from; /* source of an ICMP error: not a part of the flow */
 };
 
@@ -368,6 +370,7 @@ __global int parse_icmp_error(struct __sk_buff *skb, struct packet *p)
 	if (!address_is_equal(&p->tuple.daddr, &inner.saddr))
 		return DROP_ICMP_UNTRACKED;
 	p->icmp_from = p->tuple.saddr;
+	p->quoted_l4 = (__u16)at;
 	tuple_reverse(&inner, &p->tuple);
 	return DROP_NONE;
 }

@@ -14,6 +14,7 @@
 #include "fragment.h"
 #include "icmp.h"
 #include "parse.h"
+#include "quote.h"
 #include "send.h"
 #include "service.h"
 #include "types.h"
@@ -80,14 +81,19 @@ static __always_inline int path_translate(struct packet *p, struct flow *f, stru
 	return DROP_NONE;
 }
 
-/* After the verdict: remember the flow, and the ports of a datagram in parts. */
+/*
+ * After the verdict: remember the flow, and the ports of a datagram in parts. An
+ * error is not of the flow that it is about, and is told in that one's words.
+ */
 static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p, struct flow *f, int decided,
 					 struct decision *d)
 {
 	int err = DROP_NONE;
 
-	if (!with_flows || p->kind == PACKET_ICMP_ERROR)
+	if (!with_flows)
 		return DROP_NONE;
+	if (p->kind == PACKET_ICMP_ERROR)
+		return with_translation && !tuple_is_reverse(&p->tuple, &d->reply) ? quote_translate(skb, p, d) : DROP_NONE;
 	if (p->kind == PACKET_FIRST_FRAGMENT)
 		err = fragment_first(p);
 	else if (p->kind == PACKET_LATER_FRAGMENT)
