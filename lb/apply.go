@@ -84,6 +84,13 @@ func (b *Balancer) apply(changes []change) (err error) {
 	for _, c := range changes {
 		before.add(c.old)
 		after.add(c.new)
+		if c.new != nil {
+			for k := range c.new.frontends { // some may come over from another service
+				if owner := b.services[b.owners[k]]; owner != nil {
+					before.frontends[k] = owner.rows.frontends[k]
+				}
+			}
+		}
 		count(backends, addrs, c.old, -1)
 		count(backends, addrs, c.new, +1)
 	}

@@ -116,7 +116,7 @@ func (b *Balancer) SetService(s Service) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c, err := b.changeTo(s)
+	c, err := b.changeTo(s, nil)
 	if err != nil {
 		return fmt.Errorf("set service %q: %w", s.Name, err)
 	}
@@ -179,14 +179,18 @@ func (b *Balancer) carryOut(all []planned) error {
 		}
 		b.services[p.name] = &kept{spec: p.spec, rows: p.new}
 		for k := range p.new.frontends {
+			if was := b.owners[k]; was != "" && was != p.name {
+				delete(b.services[was].rows.frontends, k)
+			}
 			b.owners[k] = p.name
 		}
 	}
 	return nil
 }
 
-// changeTo plans what makes a service be as checked; nil: it is so already.
-func (b *Balancer) changeTo(s Service) (*change, error) {
+// changeTo plans what makes a service be as checked; nil: it is so already. next
+// are the owners of frontends that there are to be, if more than this changes.
+func (b *Balancer) changeTo(s Service, next map[bpf.TableFrontendKey]string) (*change, error) {
 	old := b.services[s.Name]
 	if old != nil && reflect.DeepEqual(old.spec, s) {
 		return nil, nil
@@ -210,7 +214,7 @@ func (b *Balancer) changeTo(s Service) (*change, error) {
 	if old != nil && s.OnRemove.policy() == Drain {
 		drain(old.rows, c.new)
 	}
-	if err := b.check(c); err != nil {
+	if err := b.check(c, next); err != nil {
 		if old == nil {
 			b.serviceIDs.giveBack(id)
 		}
@@ -246,11 +250,10 @@ func drain(from, to *compiled) {
 	}
 }
 
-// check says what stands against a change: another service's frontends, or no
-// room for the old and the new rows at once.
-func (b *Balancer) check(c *change) error {
+// check says whether another service has a frontend and is to keep it.
+func (b *Balancer) check(c *change, next map[bpf.TableFrontendKey]string) error {
 	for k := range c.new.frontends {
-		if owner, ok := b.owners[k]; ok && owner != c.name {
+		if owner, ok := b.owners[k]; ok && owner != c.name && next[k] != c.name {
 			return fmt.Errorf("frontend %s/%s belongs to service %q: %w", goAddrPort(k.Addr, k.Port), Protocol(k.Protocol), owner, os.ErrExist)
 		}
 	}
@@ -308,60 +311,14 @@ func (b *Balancer) Sync(all []Service) (maps.Changes, error) {
 const syncChunk = 2048
 
 func (b *Balancer) sync(all []Service, stay map[string]bool, fronts map[bpf.TableFrontendKey]string) (done maps.Changes, err error) {
-	// Frontends that change hands have to leave their old service first.
 	var leaving []string
-	for name, k := range b.services {
-		gone := !stay[name]
-		for f := range k.rows.frontends {
-			if owner, ok := fronts[f]; ok && owner != name {
-				gone = true
-			}
-		}
-		if gone && !stay[name] {
+	for name := range b.services {
+		if !stay[name] {
 			leaving = append(leaving, name)
 		}
 	}
 	slices.Sort(leaving)
-	var failed []Service
-	set := func(services []Service, last bool) (errs []error) {
-		for chunk := range slices.Chunk(services, syncChunk) {
-			var plan []planned
-			for _, s := range chunk {
-				c, err := b.changeTo(s)
-				if errors.Is(err, os.ErrExist) && !last {
-					failed = append(failed, s)
-				} else if err != nil {
-					errs = append(errs, fmt.Errorf("service %q: %w", s.Name, err))
-				} else if c != nil {
-					plan = append(plan, planned{*c, s})
-				}
-			}
-			if len(plan) == 0 {
-				continue
-			}
-			if err := b.carryOut(plan); err == nil {
-				done.Set += len(plan)
-				continue
-			}
-			// One of them does not fit, or more: each by itself.
-			for _, p := range plan {
-				c, err := b.changeTo(p.spec)
-				if err == nil && c != nil {
-					err = b.carryOut([]planned{{*c, p.spec}})
-				}
-				switch {
-				case err == nil:
-					done.Set++
-				case errors.Is(err, unix.E2BIG) && !last:
-					failed = append(failed, p.spec)
-				default:
-					errs = append(errs, fmt.Errorf("service %q: %w", p.spec.Name, err))
-				}
-			}
-		}
-		return errs
-	}
-	errs := set(all, false)
+	later, errs := b.setAll(all, fronts, &done)
 	for chunk := range slices.Chunk(leaving, syncChunk) {
 		var plan []planned
 		for _, name := range chunk {
@@ -373,10 +330,52 @@ func (b *Balancer) sync(all []Service, stay map[string]bool, fronts map[bpf.Tabl
 		}
 		done.Deleted += len(plan)
 	}
-	again := failed
-	failed = nil
-	errs = append(errs, set(again, true)...)
+	// There is room now for some that had none.
+	failed, more := b.setAll(later, fronts, &done)
+	errs = append(errs, more...)
+	for _, s := range failed {
+		errs = append(errs, fmt.Errorf("service %q: %w", s.Name, unix.E2BIG))
+	}
 	return done, errors.Join(errs...)
+}
+
+// setAll sets services, many in one step. It returns those for which there was
+// no room, and what stood against others.
+func (b *Balancer) setAll(all []Service, fronts map[bpf.TableFrontendKey]string, done *maps.Changes) (full []Service, errs []error) {
+	for chunk := range slices.Chunk(all, syncChunk) {
+		var plan []planned
+		for _, s := range chunk {
+			c, err := b.changeTo(s, fronts)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("service %q: %w", s.Name, err))
+			} else if c != nil {
+				plan = append(plan, planned{*c, s})
+			}
+		}
+		if len(plan) == 0 {
+			continue
+		}
+		if err := b.carryOut(plan); err == nil {
+			done.Set += len(plan)
+			continue
+		}
+		// Some of them do not fit: each by itself.
+		for _, p := range plan {
+			c, err := b.changeTo(p.spec, fronts)
+			if err == nil && c != nil {
+				err = b.carryOut([]planned{{*c, p.spec}})
+			}
+			switch {
+			case err == nil:
+				done.Set++
+			case errors.Is(err, unix.E2BIG):
+				full = append(full, p.spec)
+			default:
+				errs = append(errs, fmt.Errorf("service %q: %w", p.spec.Name, err))
+			}
+		}
+	}
+	return full, errs
 }
 
 // Close drops our handles; pinned tables stay, and so do the programs that use
