@@ -13,3 +13,4 @@ package bpf
 //go:generate compile -no-global-types FromOverlay ../../programs/bpf/from_overlay.c
 //go:generate compile -no-global-types FromUnderlay ../../programs/bpf/from_underlay.c
 //go:generate compile -no-global-types Expire ../../programs/bpf/expire.c
+//go:generate compile -no-global-types Socket ../../programs/bpf/socket.c

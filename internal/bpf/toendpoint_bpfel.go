@@ -52,6 +52,7 @@ const (
 	ToEndpointVarOverlayPassForeign = "overlay_pass_foreign"
 	ToEndpointVarOverlayPort        = "overlay_port"
 	ToEndpointVarSocketNetns        = "socket_netns"
+	ToEndpointVarSocketNode         = "socket_node"
 	ToEndpointVarUnconfirmedMask    = "unconfirmed_mask"
 	ToEndpointVarWithEndpoints      = "with_endpoints"
 	ToEndpointVarWithFlows          = "with_flows"
@@ -150,6 +151,7 @@ type ToEndpointVariableSpecs struct {
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
 	SocketNetns        *ebpf.VariableSpec `ebpf:"socket_netns"`
+	SocketNode         *ebpf.VariableSpec `ebpf:"socket_node"`
 	UnconfirmedMask    *ebpf.VariableSpec `ebpf:"unconfirmed_mask"`
 	WithEndpoints      *ebpf.VariableSpec `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.VariableSpec `ebpf:"with_flows"`
@@ -244,6 +246,7 @@ type ToEndpointVariables struct {
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
 	SocketNetns        *ebpf.Variable `ebpf:"socket_netns"`
+	SocketNode         *ebpf.Variable `ebpf:"socket_node"`
 	UnconfirmedMask    *ebpf.Variable `ebpf:"unconfirmed_mask"`
 	WithEndpoints      *ebpf.Variable `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.Variable `ebpf:"with_flows"`

@@ -15,7 +15,7 @@
 #include "lib/refuse.h"
 #include "lib/route.h"
 #include "lib/send.h"
-#include "lib/service.h"
+#include "lib/translate.h"
 
 #define HOOK PROGRAM_FROM_ENDPOINT
 

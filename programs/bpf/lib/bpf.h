@@ -98,6 +98,8 @@ enum {
 	E2BIG = 7,
 	ENOMEM = 12,
 	EBUSY = 16,
+	EADDRINUSE = 98,
+	ECONNREFUSED = 111,
 };
 
 /* The packet as a tc program sees it; offsets are the kernel's ABI. */
@@ -139,6 +141,20 @@ struct __sk_buff {
 	__u64 hwtstamp;
 };
 
+/* What a program at a socket's system calls sees; offsets are the kernel's ABI. */
+struct bpf_sock_addr {
+	__u32 user_family;
+	__be32 user_ip4;
+	__be32 user_ip6[4];
+	__u32 user_port; /* in its lower half, as on the wire */
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__be32 msg_src_ip4;
+	__be32 msg_src_ip6[4];
+	__u64 sk;
+};
+
 /*
  * The outer header of a tunnel device, whole: the kernel takes any prefix of it
  * that was its struct once, but copies that into the whole one first, which
@@ -178,7 +194,10 @@ static long (*const bpf_skb_change_type)(struct __sk_buff *skb, __u32 type) = (v
 static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len, __u64 flags) = (void *)38;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static __s64 (*const bpf_csum_update)(struct __sk_buff *skb, __u32 csum) = (void *)40;
+static __u64 (*const bpf_get_socket_cookie)(void *ctx) = (void *)46;
 static long (*const bpf_skb_adjust_room)(struct __sk_buff *skb, __s32 len_diff, __u32 mode, __u64 flags) = (void *)50;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
+static __u64 (*const bpf_get_netns_cookie)(void *ctx) = (void *)122;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static long (*const bpf_for_each_map_elem)(void *map, void *callback, void *callback_ctx, __u64 flags) = (void *)164;
+static int (*const bpf_set_retval)(int retval) = (void *)187;

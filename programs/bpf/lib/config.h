@@ -20,6 +20,7 @@ CONFIG(__u32, maglev_size, "slots of a Maglev table, a prime");
 CONFIG(struct address, hairpin_ipv4, "source of what an endpoint sends to itself through a service, IPv4, mapped");
 CONFIG(struct address, hairpin_ipv6, "source of what an endpoint sends to itself through a service, IPv6");
 CONFIG(__u64, socket_netns, "cookie of the network namespace whose sockets are translated; 0: all");
+CONFIG(__u64, socket_node, "cookie of the node's network namespace, where its ports are kept; 0: not known");
 CONFIG(__u8, overlay_ipv6, "the overlay runs over IPv6");
 CONFIG(__u8, overlay_checksum, "send overlay packets with a UDP checksum");
 CONFIG(__u8, overlay_pass_foreign, "leave foreign overlay packets to the stack, do not drop them");

@@ -16,7 +16,7 @@
 #include "parse.h"
 #include "quote.h"
 #include "send.h"
-#include "service.h"
+#include "translate.h"
 #include "types.h"
 
 /* A SYN on a connection that is over starts a new one under the same tuple. */

@@ -9,10 +9,6 @@
 
 #include "bpf.h"
 #include "config.h"
-#include "flow.h"
-#include "nat.h"
-#include "net.h"
-#include "parse.h"
 #include "scratch.h"
 #include "tables.h"
 #include "types.h"
@@ -22,7 +18,8 @@ struct service_work {
 	/* in */
 	struct frontend_key key;
 	struct affinity_key client; /* service is filled in here */
-	__u32 hash;                 /* of the client's tuple, for Maglev */
+	__u32 hash;                 /* of the client, for Maglev */
+	__u32 steady;               /* the choice by weight is made by the hash too, not at random */
 	/* out */
 	struct frontend frontend;
 	struct backend backend;
@@ -36,9 +33,9 @@ _Static_assert(sizeof(struct service_work) <= SCRATCH_SIZE, "it lies in the scra
 
 /* What comes of a choice, besides a drop reason. */
 enum service_result {
-	SERVICE_NONE = 0,   /* no service */
+	SERVICE_NONE = 0, /* no service */
 	SERVICE_CHOSEN = 1,
-	SERVICE_ECHO = 2,   /* an echo request to an address of services */
+	SERVICE_ECHO = 2, /* an echo request to an address of services */
 };
 
 /* So often a choice begins again that a change has come in between. */
@@ -96,12 +93,13 @@ static __always_inline __u32 service_pick(struct service_work *w)
 		id = bpf_map_lookup_elem(table, &w->slot.index);
 		return id ? *id : 0;
 	}
-	random = bpf_get_prandom_u32();
+	random = w->steady ? w->hash : bpf_get_prandom_u32();
 	w->slot.index = (__u32)((__u64)random * w->frontend.count >> 32);
 	s = bpf_map_lookup_elem(&service_slots, &w->slot);
 	if (!s)
 		return 0;
-	return bpf_get_prandom_u32() <= s->below ? s->first : s->second;
+	random = w->steady ? w->hash * 0x9e3779b1 : bpf_get_prandom_u32();
+	return random <= s->below ? s->first : s->second;
 }
 
 /* The backend that the client had last, if that is not too long ago; else 0. */
@@ -167,155 +165,4 @@ static __always_inline int service_takes(struct service_work *w, const struct ad
 	w->range.addr = *client;
 	listed = bpf_map_lookup_elem(&source_ranges, &w->range) != NULL;
 	return w->frontend.flags & FRONTEND_DENY ? !listed : listed;
-}
-
-/* May a flow between the two go on? original: as its originator's packets arrive. */
-static __always_inline int service_holds(struct service_work *w, const struct tuple *original, const struct address *addr,
-					 __be16 port)
-{
-	int err;
-
-	w->key.addr = original->daddr;
-	w->key.port = original->dport;
-	w->key.protocol = original->protocol;
-	w->key.reserved = 0;
-	err = service_read(w);
-	if (err != SERVICE_CHOSEN)
-		return err == SERVICE_NONE ? DROP_BACKEND_GONE : err;
-	w->member.service = w->frontend.service;
-	w->member.addr = *addr;
-	w->member.port = port;
-	w->member.reserved = 0;
-	if (!bpf_map_lookup_elem(&service_members, &w->member))
-		return DROP_BACKEND_GONE;
-	return service_takes(w, &original->saddr) ? DROP_NONE : DROP_SOURCE_RANGE;
-}
-
-/* The same on every node and for every packet of a flow. */
-static __always_inline __u32 service_hash(const struct tuple *t)
-{
-	const __u32 *words = (const __u32 *)t;
-	__u32 h = 0x9e3779b9;
-
-	for (int i = 0; i < (int)(sizeof(*t) / 4); i++) {
-		h ^= ntohl(words[i]);
-		h *= 0x85ebca6b;
-		h ^= h >> 15;
-	}
-	return h;
-}
-
-/*
- * A packet of a new flow. Most are not for a service: one look-up tells, of the
- * address.
- */
-static __always_inline int service_new(struct packet *p, struct decision *d, struct service_work *w)
-{
-	const struct frontend *at;
-	int owned, err;
-
-	w->key.addr = p->tuple.daddr;
-	w->key.port = 0;
-	w->key.protocol = 0;
-	w->key.reserved = 0;
-	at = bpf_map_lookup_elem(&frontends, &w->key);
-	if (!at)
-		return DROP_NONE;
-	owned = at->flags & FRONTEND_OWNED;
-	if (p->tuple.protocol != IPPROTO_ICMP && p->tuple.protocol != IPPROTO_ICMPV6) {
-		w->key.port = p->tuple.dport;
-		w->key.protocol = p->tuple.protocol;
-		w->client.kind = AFFINITY_ADDRESS;
-		w->client.client = p->tuple.saddr;
-		w->hash = service_hash(&p->tuple);
-		err = service_choose(w);
-	} else {
-		err = owned && (p->icmp_type == ICMP_ECHO || p->icmp_type == ICMPV6_ECHO) ? SERVICE_ECHO : SERVICE_NONE;
-	}
-	if (err == SERVICE_ECHO)
-		return err;
-	if (err == SERVICE_NONE) {
-		if (!owned)
-			return DROP_NONE;
-		d->flags |= DECISION_REFUSE;
-		return DROP_NO_SUCH_PORT;
-	}
-	if (w->frontend.flags & FRONTEND_REJECT)
-		d->flags |= DECISION_REFUSE;
-	if (err != SERVICE_CHOSEN)
-		return err;
-	d->flags &= ~(__u32)DECISION_REFUSE;
-	if (!service_takes(w, &p->tuple.saddr))
-		return DROP_SOURCE_RANGE;
-	d->reply.saddr = w->backend.addr;
-	d->reply.sport = w->backend.port;
-	/* To itself: from its own address it would not take it, nor send the answer to us. */
-	if (address_is_equal(&w->backend.addr, &p->tuple.saddr))
-		d->reply.daddr = p->family == 4 ? config_address(&hairpin_ipv4) : config_address(&hairpin_ipv6);
-	return DROP_NONE;
-}
-
-/* A packet of a flow that is known: is it still between the two that it was between? */
-static __always_inline int service_again(const struct packet *p, const struct flow *f, struct decision *d, struct service_work *w,
-					 int may_choose)
-{
-	int reply = f->flags & FLOW_REPLY, err;
-	/* As its originator's packets arrive, and as those of the other side do. */
-	const struct tuple *original = reply ? &f->peer : &p->tuple, *answer = reply ? &p->tuple : &f->peer;
-
-	if (address_is_equal(&original->daddr, &answer->saddr) && original->dport == answer->sport) {
-		if (reply || !may_choose)
-			return DROP_NONE;
-		/* It was for no service. Perhaps there is one at its address since. */
-		w->key.addr = p->tuple.daddr;
-		w->key.port = p->tuple.dport;
-		w->key.protocol = p->tuple.protocol;
-		w->key.reserved = 0;
-		if (bpf_map_lookup_elem(&frontends, &w->key))
-			d->flags |= DECISION_ANEW;
-		return DROP_NONE;
-	}
-	err = service_holds(w, original, &answer->saddr, answer->sport);
-	if (err != DROP_BACKEND_GONE || reply || !may_choose)
-		return err;
-	if (p->tuple.protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN) {
-		d->flags |= DECISION_REFUSE; /* nobody can go on with this connection */
-		return err;
-	}
-	d->flags |= DECISION_ANEW;
-	return DROP_NONE;
-}
-
-/*
- * Where a packet goes on to, by the services. f: its flow, NULL if it has none
- * or is about to begin another. may_choose: it comes from where services are
- * asked for. Returns DROP_NONE, SERVICE_ECHO, or the reason to drop it.
- */
-__global int service_translate(struct packet *p, struct flow *f, struct decision *d, int may_choose)
-{
-	struct scratch *s;
-	struct service_work *w;
-	int err = DROP_NONE;
-
-	if (!p || !d)
-		return DROP_NONE;
-	s = scratch_take();
-	if (!s)
-		return DROP_SERVICE_CHANGED;
-	w = (struct service_work *)s->bytes;
-	if (f && p->kind == PACKET_ICMP_ERROR) {
-		d->reply = f->peer;
-	} else {
-		if (f) {
-			d->reply = f->peer;
-			err = service_again(p, f, d, w, may_choose);
-		}
-		if (!f || (d->flags & DECISION_ANEW)) {
-			tuple_reverse(&p->tuple, &d->reply);
-			if (may_choose)
-				err = service_new(p, d, w);
-		}
-	}
-	scratch_give_back(s);
-	return err;
 }

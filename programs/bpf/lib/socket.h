@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What a socket talks to: services in the place of packets' addresses. */
+#pragma once
+
+#include "bpf.h"
+#include "config.h"
+#include "net.h"
+#include "parse.h"
+#include "scratch.h"
+#include "service.h"
+#include "tables.h"
+#include "types.h"
+
+/* The other end of a socket, or its own. */
+struct socket_end {
+	struct address addr;
+	__be16 port;
+};
+
+/* Of an IPv6 socket, a mapped address is that of an IPv4 service. */
+static __always_inline void socket_read4(const struct bpf_sock_addr *ctx, struct socket_end *e)
+{
+	address_from_ipv4(&e->addr, ctx->user_ip4);
+	e->port = (__be16)ctx->user_port;
+}
+
+static __always_inline void socket_read6(const struct bpf_sock_addr *ctx, struct socket_end *e)
+{
+	__u32 *w = address_words(&e->addr);
+
+	w[0] = ctx->user_ip6[0];
+	w[1] = ctx->user_ip6[1];
+	w[2] = ctx->user_ip6[2];
+	w[3] = ctx->user_ip6[3];
+	e->port = (__be16)ctx->user_port;
+}
+
+static __always_inline void socket_write4(struct bpf_sock_addr *ctx, const struct socket_end *e)
+{
+	ctx->user_ip4 = ((const __u32 *)e->addr.bytes)[3];
+	ctx->user_port = e->port;
+}
+
+static __always_inline void socket_write6(struct bpf_sock_addr *ctx, const struct socket_end *e)
+{
+	const __u32 *w = (const __u32 *)e->addr.bytes;
+
+	ctx->user_ip6[0] = w[0];
+	ctx->user_ip6[1] = w[1];
+	ctx->user_ip6[2] = w[2];
+	ctx->user_ip6[3] = w[3];
+	ctx->user_port = e->port;
+}
+
+static __always_inline void socket_count(__u32 event)
+{
+	__u64 *n = bpf_map_lookup_elem(&socket_events, &event);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
+
+static __always_inline void socket_key_of(struct socket_key *key, __u64 cookie, const struct socket_end *e, __u8 protocol)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->cookie = cookie;
+	key->addr = e->addr;
+	key->port = e->port;
+	key->protocol = protocol;
+}
+
+/* Remembers what the socket believes to be talking to. */
+static __always_inline void socket_remember(__u64 cookie, const struct socket_end *backend, const struct service_work *w)
+{
+	struct socket_peer peer = {};
+	struct socket_key key;
+
+	peer.addr = w->key.addr;
+	peer.port = w->key.port;
+	peer.service = w->frontend.service;
+	socket_key_of(&key, cookie, backend, w->key.protocol);
+	if (bpf_map_update_elem(&socket_peers, &key, &peer, BPF_ANY))
+		socket_count(SOCKET_TABLE_FULL);
+}
+
+static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socket_end *to, int steady, struct service_work *w)
+{
+	__u64 netns = bpf_get_netns_cookie(ctx), cookie = bpf_get_socket_cookie(ctx);
+	int err;
+
+	if (socket_netns && netns != socket_netns)
+		return SERVICE_NONE;
+	w->key.addr = to->addr;
+	w->key.port = to->port;
+	w->key.protocol = (__u8)ctx->protocol;
+	w->key.reserved = 0;
+	w->client.kind = AFFINITY_COOKIE;
+	__builtin_memset(&w->client.client, 0, sizeof(w->client.client));
+	*(__u32 *)&w->client.client.bytes[8] = (__u32)(netns >> 32);
+	*(__u32 *)&w->client.client.bytes[12] = (__u32)netns;
+	w->hash = (__u32)(cookie * 0x9e3779b97f4a7c15ULL >> 32);
+	w->steady = (__u32)steady;
+	/* Who may reach a service by his address is for the packet to show. */
+	err = service_read(w);
+	if (err == SERVICE_CHOSEN && !(w->frontend.flags & FRONTEND_RANGES))
+		err = service_choose(w);
+	else if (err == SERVICE_CHOSEN)
+		return SERVICE_NONE;
+	if (err == SERVICE_CHOSEN) {
+		to->addr = w->backend.addr;
+		to->port = w->backend.port;
+		socket_remember(cookie, to, w);
+		socket_count(SOCKET_TRANSLATED);
+	} else if (err != SERVICE_NONE) {
+		socket_count(SOCKET_NO_BACKEND);
+	}
+	return err;
+}
+
+/* The frontend becomes a backend. Not 0: there is none, and the system call fails. */
+static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct socket_end *to, int steady)
+{
+	struct scratch *s = scratch_take();
+	struct service_work *w;
+	int err, refuse;
+
+	if (!s)
+		return 0;
+	w = (struct service_work *)s->bytes;
+	err = socket_choose(ctx, to, steady, w);
+	/* Without a refusal its packets go to the address of the service, where nobody is. */
+	refuse = err > SERVICE_CHOSEN && (w->frontend.flags & FRONTEND_REJECT);
+	scratch_give_back(s);
+	if (refuse)
+		bpf_set_retval(-ECONNREFUSED);
+	return refuse;
+}
+
+/* The backend becomes the frontend that was asked. Returns whether it is one. */
+static __always_inline int socket_reverse(struct bpf_sock_addr *ctx, struct socket_end *e)
+{
+	struct socket_peer *peer;
+	struct socket_key key;
+
+	socket_key_of(&key, bpf_get_socket_cookie(ctx), e, (__u8)ctx->protocol);
+	peer = bpf_map_lookup_elem(&socket_peers, &key);
+	if (!peer)
+		return 0;
+	e->addr = peer->addr;
+	e->port = peer->port;
+	socket_count(SOCKET_REVERSED);
+	return 1;
+}
+
+static __always_inline int socket_is_node_port(const struct address *addr, __be16 port, __u8 protocol)
+{
+	struct frontend_key key = {.addr = *addr, .port = port, .protocol = protocol};
+	const struct frontend *fe = bpf_map_lookup_elem(&frontends, &key);
+
+	return fe && (fe->type == FRONTEND_NODE_PORT || fe->type == FRONTEND_HOST_PORT);
+}
+
+static __always_inline int socket_may_bind(struct bpf_sock_addr *ctx, const struct socket_end *at)
+{
+	__u8 protocol = (__u8)ctx->protocol;
+	struct address any4;
+
+	if (!socket_node || !at->port || bpf_get_netns_cookie(ctx) != socket_node)
+		return 1;
+	/* One that is bound to all of IPv6 has IPv4 too, unless it says otherwise. */
+	address_from_ipv4(&any4, 0);
+	if (!socket_is_node_port(&at->addr, at->port, protocol) &&
+	    !(address_is_zero(&at->addr) && socket_is_node_port(&any4, at->port, protocol)))
+		return 1;
+	socket_count(SOCKET_BIND_REFUSED);
+	bpf_set_retval(-EADDRINUSE);
+	return 0;
+}
