@@ -5,6 +5,7 @@ package lb
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 
 	"github.com/godatapath/datapath/internal/bpf"
 	"github.com/godatapath/datapath/internal/wire"
@@ -125,9 +126,29 @@ func (b *Balancer) read() (found map[string]*kept, stray *rows, err error) {
 		}
 	}
 	for _, k := range found {
+		k.spec.Frontends = withoutPlaces(k.spec.Frontends)
 		sortSpec(&k.spec)
 	}
 	return found, all, nil
+}
+
+// withoutPlaces leaves out the frontends that a wildcard stands for.
+func withoutPlaces(all []Frontend) []Frontend {
+	wild := map[Frontend]bool{}
+	for _, f := range all {
+		if f.isWildcard() {
+			wild[f] = true
+		}
+	}
+	return slices.DeleteFunc(all, func(f Frontend) bool {
+		any := netip.IPv6Unspecified()
+		if f.Addr.Addr().Is4() {
+			any = netip.IPv4Unspecified()
+		}
+		w := f
+		w.Addr = netip.AddrPortFrom(any, f.Addr.Port())
+		return wild[w] && w != f
+	})
 }
 
 func specOf(i bpf.TableServiceInfo) Service {

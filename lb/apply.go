@@ -328,5 +328,9 @@ func (b *Balancer) forgetUnused() {
 }
 
 func goAddrPort(a bpf.TableAddress, port uint16) netip.AddrPort {
-	return netip.AddrPortFrom(wire.GoAddr(a), wire.GoPort(port))
+	addr := wire.GoAddr(a)
+	if !addr.IsValid() {
+		addr = netip.IPv6Unspecified() // of a wildcard
+	}
+	return netip.AddrPortFrom(addr, wire.GoPort(port))
 }

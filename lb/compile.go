@@ -118,12 +118,13 @@ func (c *compiler) candidates(out *compiled, s Service, policy Policy) []candida
 	return nil
 }
 
-// places are the addresses of a frontend on this node.
+// places are the addresses of a frontend on this node. A wildcard has a row of
+// its own too: sockets that would be bound to it are kept off by that.
 func (c *compiler) places(f Frontend) []netip.AddrPort {
+	all := []netip.AddrPort{f.Addr}
 	if !f.isWildcard() {
-		return []netip.AddrPort{f.Addr}
+		return all
 	}
-	var all []netip.AddrPort
 	for _, a := range c.cfg.NodeAddrs {
 		if a.Is4() == f.Addr.Addr().Is4() {
 			all = append(all, netip.AddrPortFrom(a, f.Addr.Port()))

@@ -15,9 +15,8 @@ type Status struct {
 	ID uint32
 }
 
-// Services lists the services, by name, as they were set; after a restart, as
-// the tables tell them: a wildcard frontend is one for each address then.
-// Backends that drain are among them.
+// Services lists the services, by name, as they were set. Backends that drain
+// are among them.
 func (b *Balancer) Services() ([]Status, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
