@@ -234,17 +234,22 @@ func isOriginal(f bpf.TableFlow) bool { return f.Flags&uint8(bpf.TableFlowFlagFL
 // of broken ones, and returns how many flows. A packet that comes later starts a
 // new flow.
 func (t *Table) Flush(want Filter) (int, error) {
+	return t.flush(func(original, _ bpf.TableTuple) bool { return want.Match(tupleOf(original)) })
+}
+
+// flush forgets what matches by the tuples of both directions.
+func (t *Table) flush(match func(original, reply bpf.TableTuple) bool) (int, error) {
 	var keys []bpf.TableTuple
 	n := 0
 	for e, err := range t.flows.All() {
 		if err != nil {
 			return 0, fmt.Errorf("flush the flow table: %w", err)
 		}
-		original := e.Key
+		original, reply := e.Key, e.Value.Peer
 		if !isOriginal(e.Value) {
-			original = e.Value.Peer
+			original, reply = reply, original
 		}
-		if !want.Match(tupleOf(original)) {
+		if !match(original, reply) {
 			continue
 		}
 		keys = append(keys, e.Key)

@@ -47,6 +47,7 @@ type Balancer struct {
 	backendIDs map[netip.AddrPort]uint32
 	backendUse map[netip.AddrPort]int // services that have it
 	addrUse    map[bpf.TableAddress]addrUse
+	sockets    []*Sockets
 }
 
 // kept is a service as it is.
@@ -123,10 +124,32 @@ func (b *Balancer) SetService(s Service) error {
 	if c == nil {
 		return b.change.Unchanged()
 	}
+	old := b.services[s.Name]
 	if err := b.carryOut([]planned{{*c, s}}); err != nil {
 		return fmt.Errorf("set service %q: %w", s.Name, err)
 	}
-	return b.change.Changed()
+	if err := b.change.Changed(); err != nil {
+		return err
+	}
+	if gone := lost(old, s); len(gone) > 0 && (s.OnRemove.policy() == Purge || s.OnRemove&DestroySockets != 0) {
+		if _, err := b.leave(s, c.new.id, gone, s.OnRemove); err != nil {
+			return fmt.Errorf("set service %q: it is set, but: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+// lost are the backends that a service had and has no more.
+func lost(old *kept, s Service) (gone []netip.AddrPort) {
+	if old == nil {
+		return nil
+	}
+	for _, b := range old.spec.Backends {
+		if !slices.ContainsFunc(s.Backends, func(x Backend) bool { return x.Addr == b.Addr }) {
+			gone = append(gone, b.Addr)
+		}
+	}
+	return gone
 }
 
 // DeleteService takes a service away. Nil if there is none of the name.

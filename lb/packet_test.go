@@ -403,3 +403,37 @@ func TestErrorsAboutAService(t *testing.T) {
 		}
 	})
 }
+
+// A removal tells how many flows it has met, and Purge forgets them.
+func TestRemovalCountsFlows(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, Config{})
+	r.bal.cfg.Flows = r.flows
+	c := casts[0]
+	vip, one, two := at(c.vip, 80), at(c.green, 8080), at(c.green, 8081)
+	for _, how := range []Removal{Reset, Purge, Drain} {
+		require.NoError(t, r.bal.SetService(Service{
+			Name: "web", Frontends: []Frontend{{Addr: vip}, {Addr: vip, Protocol: UDP}}, Backends: []Backend{{Addr: one}},
+		}))
+		for port := range uint16(10) {
+			r.send("from_endpoint", "blue", tcp(at(c.blue, 40000+port), vip, packet.SYN))
+			r.send("from_endpoint", "blue", udp(at(c.blue, 40000+port), vip))
+			r.send("from_endpoint", "blue", tcp(at(c.blue, 41000+port), one, packet.SYN))
+		}
+		require.NoError(t, r.bal.SetService(Service{
+			Name: "web", Frontends: []Frontend{{Addr: vip}, {Addr: vip, Protocol: UDP}}, Backends: []Backend{{Addr: one}, {Addr: two}},
+		}))
+		done, err := r.bal.RemoveBackend("web", one, how)
+		require.NoError(t, err)
+		require.Equal(t, Touched{Flows: 20}, done)
+		n, err := r.flows.CountTranslated(0, netip.AddrPort{}, one)
+		require.NoError(t, err)
+		if how == Purge {
+			require.Zero(t, n)
+		} else {
+			require.Equal(t, 20, n)
+		}
+		_, err = r.flows.Flush(conntrack.Filter{})
+		require.NoError(t, err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -45,10 +46,16 @@ type SocketConfig struct {
 	// NodeSockets, and for the ports of the node: a socket there can not be bound to
 	// the port of a NodePort or a HostPort.
 	Namespace programs.Namespace
+	// Namespaces are those whose sockets [DestroySockets] ends, asked for each
+	// time: the node's, and those of its endpoints. nil: Namespace alone.
+	Namespaces func() []programs.Namespace
 }
 
 // Sockets is the translation of a cgroup's sockets.
 type Sockets struct {
+	cfg SocketConfig
+
+	mu    sync.Mutex
 	links []link.Link
 	pins  []string
 }
@@ -113,7 +120,7 @@ func (b *Balancer) AttachSockets(cfg SocketConfig) (_ *Sockets, err error) {
 		}
 		u.Push(takeBack)
 	}
-	s := new(Sockets)
+	s := &Sockets{cfg: cfg}
 	for _, c := range calls {
 		pin := ""
 		if dir != "" {
@@ -130,6 +137,9 @@ func (b *Balancer) AttachSockets(cfg SocketConfig) (_ *Sockets, err error) {
 		}
 		s.links, s.pins = append(s.links, l), append(s.pins, pin)
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sockets = append(b.sockets, s)
 	return s, nil
 }
 
@@ -211,6 +221,8 @@ func endLink(l link.Link, pin string) error {
 // Close drops our handles: what is pinned goes on, what is not ends. Connected
 // sockets keep their backends. Idempotent.
 func (s *Sockets) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var errs []error
 	for _, l := range slices.Backward(s.links) {
 		errs = append(errs, l.Close())
@@ -220,6 +232,8 @@ func (s *Sockets) Close() error {
 
 // Remove takes the programs off the cgroup, with their pins, and closes.
 func (s *Sockets) Remove() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var errs []error
 	for i, l := range slices.Backward(s.links) {
 		errs = append(errs, endLink(l, s.pins[i]))
@@ -264,12 +278,7 @@ func netnsCookie(ns programs.Namespace) (cookie uint64, err error) {
 		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 		return err
 	}
-	if ns == nil {
-		err = ask()
-	} else {
-		err = ns.Do(ask)
-	}
-	if err != nil {
+	if err := inNamespace(ns, ask); err != nil {
 		return 0, fmt.Errorf("ask for the cookie of the node's namespace: %w", err)
 	}
 	return cookie, nil

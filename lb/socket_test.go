@@ -17,6 +17,7 @@ import (
 
 	"github.com/godatapath/datapath/devices/netnstest"
 	"github.com/godatapath/datapath/maps"
+	"github.com/godatapath/datapath/programs"
 )
 
 // cgroups is a hierarchy of version 2, mounted for the test, with a cgroup that
@@ -401,4 +402,73 @@ func TestAttachSocketsBadInput(t *testing.T) {
 	after, err := os.ReadDir(pins)
 	require.NoError(t, err)
 	require.Equal(t, len(before), len(after), "nothing is left")
+}
+
+// A backend goes, and with it the sockets that talk to it: those that are
+// connected to the service, and no others.
+func TestDestroySockets(t *testing.T) {
+	t.Parallel()
+	l := newSocketLab(t)
+	bal := newBal(t, Config{})
+	backend := netip.AddrPortFrom(l.server.Addr4(), 8080)
+	vip, other := netip.MustParseAddrPort("198.51.100.1:80"), netip.MustParseAddrPort("198.51.100.2:80")
+	require.NoError(t, bal.SetService(service("web", vip, backend)))
+	require.NoError(t, bal.SetService(service("other", other, backend)))
+	s, err := bal.AttachSockets(SocketConfig{
+		Cgroup: l.groups.path, Namespace: l.client.Namespace(),
+		Namespaces: func() []programs.Namespace { return []programs.Namespace{l.server.Namespace(), l.client.Namespace()} },
+	})
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, s.Close()) }()
+	fds := map[string]int{}
+	require.NoError(t, l.groups.do(l.client, func() error {
+		for name, x := range map[string]struct {
+			to     netip.AddrPort
+			kind   int
+			mapped bool
+		}{
+			"web TCP": {vip, unix.SOCK_STREAM, false}, "web UDP": {vip, unix.SOCK_DGRAM, false}, "web mapped": {vip, unix.SOCK_STREAM, true},
+			"other TCP": {other, unix.SOCK_STREAM, false}, "other UDP": {other, unix.SOCK_DGRAM, false}, "direct TCP": {backend, unix.SOCK_STREAM, false},
+		} {
+			family := unix.AF_INET
+			if x.mapped {
+				family = unix.AF_INET6
+			}
+			fd, err := unix.Socket(family, x.kind|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			fds[name] = fd
+			t.Cleanup(func() { unix.Close(fd) })
+			if err := unix.Connect(fd, sockaddr(x.to, x.mapped)); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+		// One that is not connected, and has sent there.
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		fds["not connected"] = fd
+		t.Cleanup(func() { unix.Close(fd) })
+		return unix.Sendto(fd, []byte("x"), 0, sockaddr(vip, false))
+	}))
+	done, err := bal.RemoveBackend("web", backend, Reset|DestroySockets)
+	require.NoError(t, err)
+	require.Equal(t, Touched{Sockets: 3}, done)
+	for name, fd := range fds {
+		n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		require.NoError(t, err)
+		if name[:3] == "web" {
+			require.Equal(t, int(unix.ECONNABORTED), n, name)
+		} else {
+			require.Zero(t, n, name)
+		}
+	}
+	_, err = bal.RemoveBackend("web", backend, Reset)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	_, err = bal.RemoveBackend("no such", backend, Reset)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	_, err = bal.RemoveBackend("other", backend, 9)
+	require.ErrorIs(t, err, os.ErrInvalid)
 }

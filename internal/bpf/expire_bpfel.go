@@ -35,6 +35,7 @@ const (
 	ExpireMapServiceSlots       = "service_slots"
 	ExpireMapSocketEvents       = "socket_events"
 	ExpireMapSocketPeers        = "socket_peers"
+	ExpireMapSocketRequests     = "socket_requests"
 	ExpireMapSourceRanges       = "source_ranges"
 	ExpireProgFlowPass          = "flow_pass"
 	ExpireVarFlowRingHead       = "flow_ring_head"
@@ -129,6 +130,7 @@ type ExpireMapSpecs struct {
 	ServiceSlots      *ebpf.MapSpec `ebpf:"service_slots"`
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -199,6 +201,7 @@ type ExpireMaps struct {
 	ServiceSlots      *ebpf.Map `ebpf:"service_slots"`
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -223,6 +226,7 @@ func (m *ExpireMaps) Close() error {
 		m.ServiceSlots,
 		m.SocketEvents,
 		m.SocketPeers,
+		m.SocketRequests,
 		m.SourceRanges,
 	)
 }

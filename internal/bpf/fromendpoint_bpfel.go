@@ -35,6 +35,7 @@ const (
 	FromEndpointMapServiceSlots       = "service_slots"
 	FromEndpointMapSocketEvents       = "socket_events"
 	FromEndpointMapSocketPeers        = "socket_peers"
+	FromEndpointMapSocketRequests     = "socket_requests"
 	FromEndpointMapSourceRanges       = "source_ranges"
 	FromEndpointProgFromEndpoint      = "from_endpoint"
 	FromEndpointVarFlowRingHead       = "flow_ring_head"
@@ -129,6 +130,7 @@ type FromEndpointMapSpecs struct {
 	ServiceSlots      *ebpf.MapSpec `ebpf:"service_slots"`
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -199,6 +201,7 @@ type FromEndpointMaps struct {
 	ServiceSlots      *ebpf.Map `ebpf:"service_slots"`
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -223,6 +226,7 @@ func (m *FromEndpointMaps) Close() error {
 		m.ServiceSlots,
 		m.SocketEvents,
 		m.SocketPeers,
+		m.SocketRequests,
 		m.SourceRanges,
 	)
 }

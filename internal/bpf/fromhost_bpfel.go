@@ -35,6 +35,7 @@ const (
 	FromHostMapServiceSlots       = "service_slots"
 	FromHostMapSocketEvents       = "socket_events"
 	FromHostMapSocketPeers        = "socket_peers"
+	FromHostMapSocketRequests     = "socket_requests"
 	FromHostMapSourceRanges       = "source_ranges"
 	FromHostProgFromHost          = "from_host"
 	FromHostVarFlowRingHead       = "flow_ring_head"
@@ -129,6 +130,7 @@ type FromHostMapSpecs struct {
 	ServiceSlots      *ebpf.MapSpec `ebpf:"service_slots"`
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -199,6 +201,7 @@ type FromHostMaps struct {
 	ServiceSlots      *ebpf.Map `ebpf:"service_slots"`
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -223,6 +226,7 @@ func (m *FromHostMaps) Close() error {
 		m.ServiceSlots,
 		m.SocketEvents,
 		m.SocketPeers,
+		m.SocketRequests,
 		m.SourceRanges,
 	)
 }

@@ -35,6 +35,7 @@ const (
 	FromOverlayMapServiceSlots       = "service_slots"
 	FromOverlayMapSocketEvents       = "socket_events"
 	FromOverlayMapSocketPeers        = "socket_peers"
+	FromOverlayMapSocketRequests     = "socket_requests"
 	FromOverlayMapSourceRanges       = "source_ranges"
 	FromOverlayProgFromOverlay       = "from_overlay"
 	FromOverlayVarFlowRingHead       = "flow_ring_head"
@@ -129,6 +130,7 @@ type FromOverlayMapSpecs struct {
 	ServiceSlots      *ebpf.MapSpec `ebpf:"service_slots"`
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -199,6 +201,7 @@ type FromOverlayMaps struct {
 	ServiceSlots      *ebpf.Map `ebpf:"service_slots"`
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -223,6 +226,7 @@ func (m *FromOverlayMaps) Close() error {
 		m.ServiceSlots,
 		m.SocketEvents,
 		m.SocketPeers,
+		m.SocketRequests,
 		m.SourceRanges,
 	)
 }

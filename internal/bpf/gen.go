@@ -14,3 +14,4 @@ package bpf
 //go:generate compile -no-global-types FromUnderlay ../../programs/bpf/from_underlay.c
 //go:generate compile -no-global-types Expire ../../programs/bpf/expire.c
 //go:generate compile -no-global-types Socket ../../programs/bpf/socket.c
+//go:generate compile -no-global-types Destroy ../../programs/bpf/destroy.c

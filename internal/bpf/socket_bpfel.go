@@ -35,6 +35,7 @@ const (
 	SocketMapServiceSlots       = "service_slots"
 	SocketMapSocketEvents       = "socket_events"
 	SocketMapSocketPeers        = "socket_peers"
+	SocketMapSocketRequests     = "socket_requests"
 	SocketMapSourceRanges       = "source_ranges"
 	SocketProgBind4             = "bind4"
 	SocketProgBind6             = "bind6"
@@ -147,6 +148,7 @@ type SocketMapSpecs struct {
 	ServiceSlots      *ebpf.MapSpec `ebpf:"service_slots"`
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -217,6 +219,7 @@ type SocketMaps struct {
 	ServiceSlots      *ebpf.Map `ebpf:"service_slots"`
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -241,6 +244,7 @@ func (m *SocketMaps) Close() error {
 		m.ServiceSlots,
 		m.SocketEvents,
 		m.SocketPeers,
+		m.SocketRequests,
 		m.SourceRanges,
 	)
 }

@@ -427,6 +427,16 @@ type TableSocketPeer struct {
 	Service  uint32
 }
 
+type TableSocketRequest struct {
+	_        structs.HostLayout
+	Addr     TableAddress
+	Port     uint16
+	Protocol uint8
+	Reserved uint8
+	Service  uint32
+	Ended    uint32
+}
+
 type TableSourceRangeKey struct {
 	_         structs.HostLayout
 	Prefixlen uint32
@@ -474,6 +484,7 @@ const (
 	TableMapServiceSlots      = "service_slots"
 	TableMapSocketEvents      = "socket_events"
 	TableMapSocketPeers       = "socket_peers"
+	TableMapSocketRequests    = "socket_requests"
 	TableMapSourceRanges      = "source_ranges"
 	TableVarActionNames       = "action_names"
 	TableVarAffinityKindNames = "affinity_kind_names"
@@ -563,6 +574,7 @@ type TableMapSpecs struct {
 	ServiceSlots      *ebpf.MapSpec `ebpf:"service_slots"`
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -630,6 +642,7 @@ type TableMaps struct {
 	ServiceSlots      *ebpf.Map `ebpf:"service_slots"`
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
+	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -653,6 +666,7 @@ func (m *TableMaps) Close() error {
 		m.ServiceSlots,
 		m.SocketEvents,
 		m.SocketPeers,
+		m.SocketRequests,
 		m.SourceRanges,
 	)
 }

@@ -160,6 +160,13 @@ struct {
 	__uint(max_entries, SOCKET_EVENT_COUNT);
 } socket_events SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct socket_request);
+	__uint(max_entries, 1);
+} socket_requests SEC(".maps");
+
 /*
  * Read and written in place by all programs of a node and, through a shared
  * memory map, by Go.

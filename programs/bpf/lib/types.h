@@ -417,6 +417,17 @@ struct socket_peer {
 };
 _Static_assert(sizeof(struct socket_peer) == 24, "no hidden padding in a value");
 
+/* Which sockets are to be ended, and how many have been. */
+struct socket_request {
+	struct address addr; /* of the backend */
+	__be16 port;
+	__u8 protocol;
+	__u8 reserved;
+	__u32 service;
+	__u32 ended;
+};
+_Static_assert(sizeof(struct socket_request) == 28, "no hidden padding in a value");
+
 enum socket_event {
 	SOCKET_TRANSLATED = 0,
 	SOCKET_NO_BACKEND = 1, /* refused or dropped for want of one */

@@ -1,0 +1,106 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Walks over the sockets of a network namespace and ends those that were
+ * connected to a service and talk to one backend of it: exactly these, by what
+ * the programs at their system calls have noted. Kernel 6.5.
+ */
+#include "lib/bpf.h"
+#include "lib/net.h"
+#include "lib/parse.h"
+#include "lib/tables.h"
+#include "lib/types.h"
+
+struct in6_addr {
+	union {
+		__be32 u6_addr32[4];
+	} in6_u;
+} __attribute__((preserve_access_index));
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be16 skc_dport;
+	__u16 skc_family;
+	__u8 skc_state;
+	struct in6_addr skc_v6_daddr;
+} __attribute__((preserve_access_index));
+
+struct udp_sock {
+	int udp_flags_are_not_read;
+};
+
+struct bpf_iter__tcp {
+	void *meta;
+	struct sock_common *sk_common;
+};
+
+struct bpf_iter__udp {
+	void *meta;
+	struct udp_sock *udp_sk;
+};
+
+extern int bpf_sock_destroy(struct sock_common *sk) SEC_KSYMS;
+
+#define AF_INET 2
+#define AF_INET6 10
+/* Of TCP and of a connected datagram socket; TIME_WAIT and openings have no program behind them. */
+#define STATE_ESTABLISHED 1
+#define STATE_SYN_SENT 2
+#define STATE_CLOSE_WAIT 8
+
+static __always_inline int is_connected(struct sock_common *sk)
+{
+	__u8 state = sk->skc_state;
+
+	return state == STATE_ESTABLISHED || state == STATE_SYN_SENT || state == STATE_CLOSE_WAIT;
+}
+
+static __always_inline void end(struct sock_common *sk, __u8 protocol)
+{
+	struct socket_request *want;
+	struct socket_peer *peer;
+	struct socket_key key = {};
+	__u32 zero = 0;
+
+	want = bpf_map_lookup_elem(&socket_requests, &zero);
+	if (!want || want->protocol != protocol || !is_connected(sk) || sk->skc_dport != want->port)
+		return;
+	if (sk->skc_family == AF_INET) {
+		address_from_ipv4(&key.addr, sk->skc_daddr);
+	} else if (sk->skc_family == AF_INET6) {
+		__u32 *w = address_words(&key.addr);
+
+		w[0] = sk->skc_v6_daddr.in6_u.u6_addr32[0];
+		w[1] = sk->skc_v6_daddr.in6_u.u6_addr32[1];
+		w[2] = sk->skc_v6_daddr.in6_u.u6_addr32[2];
+		w[3] = sk->skc_v6_daddr.in6_u.u6_addr32[3];
+	} else {
+		return;
+	}
+	if (!address_is_equal(&key.addr, &want->addr))
+		return;
+	key.cookie = bpf_get_socket_cookie(sk);
+	key.port = want->port;
+	key.protocol = protocol;
+	peer = bpf_map_lookup_elem(&socket_peers, &key);
+	if (peer && peer->service == want->service && !bpf_sock_destroy(sk))
+		want->ended++;
+}
+
+SEC("iter/tcp")
+int end_tcp(struct bpf_iter__tcp *ctx)
+{
+	if (ctx->sk_common)
+		end(ctx->sk_common, IPPROTO_TCP);
+	return 0;
+}
+
+SEC("iter/udp")
+int end_udp(struct bpf_iter__udp *ctx)
+{
+	if (ctx->udp_sk)
+		end((struct sock_common *)ctx->udp_sk, IPPROTO_UDP);
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
