@@ -21,6 +21,7 @@ func (b *Balancer) adopt() error {
 		return err
 	}
 	for name, k := range found {
+		k.noteDraining(nil, b.ids.now())
 		b.services[name] = k
 		b.serviceIDs.adopt(k.rows.id)
 		for f := range k.rows.frontends {
@@ -96,9 +97,11 @@ func (b *Balancer) read() (found map[string]*kept, stray *rows, err error) {
 		}
 		ids[m.Backend] = at
 		k.rows.members[key], k.rows.backends[at] = m, m.Backend
-		k.spec.Backends = append(k.spec.Backends, Backend{
-			Addr: at, State: State(m.State), Weight: int(m.Weight), Node: wire.GoAddr(m.Node), Zone: text(m.Zone[:]),
-		})
+		if State(m.State) != Draining {
+			k.spec.Backends = append(k.spec.Backends, Backend{
+				Addr: at, State: State(m.State), Weight: int(m.Weight), Node: wire.GoAddr(m.Node), Zone: text(m.Zone[:]),
+			})
+		}
 		delete(all.members, key)
 	}
 	for id := range ids {

@@ -52,8 +52,9 @@ type Balancer struct {
 
 // kept is a service as it is.
 type kept struct {
-	spec Service
-	rows *compiled
+	spec     Service
+	rows     *compiled
+	draining map[netip.AddrPort]time.Time // since when
 }
 
 // New makes the tables of services, or adopts the pinned ones with their
@@ -200,7 +201,9 @@ func (b *Balancer) carryOut(all []planned) error {
 			delete(b.services, p.name)
 			continue
 		}
-		b.services[p.name] = &kept{spec: p.spec, rows: p.new}
+		now := &kept{spec: p.spec, rows: p.new}
+		now.noteDraining(b.services[p.name], b.ids.now())
+		b.services[p.name] = now
 		for k := range p.new.frontends {
 			if was := b.owners[k]; was != "" && was != p.name {
 				delete(b.services[was].rows.frontends, k)
@@ -257,19 +260,6 @@ func (b *Balancer) compiler() *compiler {
 			return b.lastSet
 		},
 		ids: func(at netip.AddrPort) uint32 { return b.backendIDs[at] },
-	}
-}
-
-// drain keeps the backends that a service loses among its members.
-func drain(from, to *compiled) {
-	for k, m := range from.members {
-		if _, stays := to.members[k]; stays {
-			continue
-		}
-		m.State = uint8(Draining)
-		to.members[k] = m
-		at := goAddrPort(k.Addr, k.Port)
-		to.backends[at] = from.backends[at]
 	}
 }
 

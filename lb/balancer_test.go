@@ -20,6 +20,7 @@ import (
 	"github.com/godatapath/datapath/internal/bpf"
 	"github.com/godatapath/datapath/internal/packet"
 	"github.com/godatapath/datapath/maps"
+	"github.com/godatapath/datapath/programs"
 )
 
 func newBal(t testing.TB, cfg Config) *Balancer {
@@ -418,4 +419,11 @@ func BenchmarkChange(b *testing.B) {
 			}
 		})
 	}
+}
+
+func TestServicesNeedTheFlowTable(t *testing.T) {
+	t.Parallel()
+	_, err := programs.Load(programs.Config{}, newBal(t, Config{}))
+	require.ErrorIs(t, err, os.ErrInvalid)
+	require.ErrorContains(t, err, "block services: it needs the flow table")
 }

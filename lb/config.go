@@ -5,6 +5,7 @@ package lb
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/wire"
@@ -60,6 +61,11 @@ type Config struct {
 	// and to count those that a removal touches. nil: nothing is counted, and
 	// [Purge] is [Reset].
 	Flows Flows
+	// DrainTimeout is how long a backend that was removed with [Drain] is kept for
+	// its flows at most; 0: 6 h, as long as a silent connection is remembered.
+	DrainTimeout time.Duration
+	// SweepInterval is the time between two passes of [Balancer.Run]; 0: 10 s.
+	SweepInterval time.Duration
 }
 
 // Flows is what is asked of a flow table. Zero ports and addresses match any.
@@ -93,6 +99,15 @@ func (c Config) withDefaults() (Config, error) {
 		if *f.at < 1 || *f.at > f.most {
 			return c, invalid.Errorf("%s is %d, want 1 to %d", f.name, *f.at, f.most)
 		}
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = 6 * time.Hour
+	}
+	if c.SweepInterval == 0 {
+		c.SweepInterval = 10 * time.Second
+	}
+	if c.DrainTimeout < 0 || c.SweepInterval < 0 {
+		return c, invalid.Errorf("DrainTimeout is %s and SweepInterval %s, want more than 0", c.DrainTimeout, c.SweepInterval)
 	}
 	if !isPrime(uint32(c.MaglevSize)) {
 		return c, invalid.Errorf("MaglevSize is %d, which is no prime", c.MaglevSize)

@@ -1,4 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lb balances services.
+// Package lb turns the frontends of services into backends, for the packets of
+// endpoints and for sockets.
+//
+//	services, err := lb.New(lb.Config{Flows: flows}) // flows: a conntrack.Table
+//	if err != nil {
+//		return err
+//	}
+//	defer services.Close()
+//	dp, err := programs.Load(cfg, endpoints, flows, peers, services) // for packets
+//	...
+//	sockets, err := services.AttachSockets(lb.SocketConfig{Cgroup: "/sys/fs/cgroup"}) // for sockets
+//	...
+//	err = services.SetService(lb.Service{
+//		Name:      "default/web:http",
+//		Frontends: []lb.Frontend{{Addr: netip.MustParseAddrPort("10.96.0.1:80")}},
+//		Backends: []lb.Backend{
+//			{Addr: netip.MustParseAddrPort("10.244.1.10:8080")},
+//			{Addr: netip.MustParseAddrPort("10.244.2.10:8080"), Weight: 3},
+//		},
+//	})
+//
+// A service is set whole. A packet, or a system call, sees it as it was or as it
+// is, never a mixture. The choice is made for the first packet of a flow; it
+// stands in the flow's entry, and a packet of an established flow costs what one
+// to the backend itself costs. After every change each flow is looked at once: one
+// whose backend the service has lost is ended, or goes to another, and never
+// reaches a stranger who has got its address.
+//
+// Sockets can be had alone: they need no flow table and no programs on devices.
+//
+// # Lifetime
+//
+// With Config.Pins the services outlive the process and the next New adopts them.
+// Close drops our handles, Remove takes the pins away; [Sockets] has both too.
+// [Open] is for tools.
+//
+// # Concurrency
+//
+// All methods may be called by many goroutines at once. Of the processes that
+// share pinned tables one writes; any number read.
+//
+// # Needs
+//
+// The tables need Linux 5.10, packets 6.6, sockets 5.18 and [DestroySockets] 6.5,
+// with BTF; root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and CAP_SYS_ADMIN for
+// pins. What a kernel lacks is ebpf.ErrNotSupported, input that can not be used
+// os.ErrInvalid, a frontend of another service os.ErrExist, a full table
+// unix.E2BIG.
 package lb

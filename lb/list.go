@@ -31,7 +31,7 @@ func (b *Balancer) Services() ([]Status, error) {
 	for _, k := range found {
 		s := Status{Service: k.spec.clone(), ID: k.rows.id}
 		for key, m := range k.rows.members {
-			if State(m.State) == Draining && b.cfg.MaglevSize != 0 {
+			if State(m.State) == Draining {
 				s.Backends = append(s.Backends, Backend{Addr: goAddrPort(key.Addr, key.Port), State: Draining, Weight: int(m.Weight)})
 			}
 		}

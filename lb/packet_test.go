@@ -5,6 +5,7 @@ package lb
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -436,4 +437,50 @@ func TestRemovalCountsFlows(t *testing.T) {
 		_, err = r.flows.Flush(conntrack.Filter{})
 		require.NoError(t, err)
 	}
+}
+
+// A backend that drains is kept as long as it has flows, and no longer.
+func TestDraining(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, Config{})
+	r.bal.cfg.Flows = r.flows
+	c := casts[0]
+	vip, one, two := at(c.vip, 80), at(c.green, 8080), at(c.green, 8081)
+	states := func() map[netip.AddrPort]State {
+		all, err := r.bal.Services()
+		require.NoError(t, err)
+		out := map[netip.AddrPort]State{}
+		for _, b := range all[0].Backends {
+			out[b.Addr] = b.State
+		}
+		return out
+	}
+	require.NoError(t, r.bal.SetService(Service{Name: "web", Frontends: []Frontend{{Addr: vip}}, Backends: []Backend{{Addr: one}}, OnRemove: Drain}))
+	r.send("from_endpoint", "blue", tcp(at(c.blue, 40000), vip, packet.SYN))
+	require.NoError(t, r.bal.SetService(Service{Name: "web", Frontends: []Frontend{{Addr: vip}}, Backends: []Backend{{Addr: two}}, OnRemove: Drain}))
+	require.Equal(t, map[netip.AddrPort]State{one: Draining, two: Active}, states())
+	n, err := r.bal.Sweep()
+	require.NoError(t, err)
+	require.Zero(t, n)
+	require.Equal(t, one, r.send("from_endpoint", "blue", tcp(at(c.blue, 40000), vip, packet.ACK)).ends()[1])
+	_, err = r.flows.Flush(conntrack.Filter{})
+	require.NoError(t, err)
+	n, err = r.bal.Sweep()
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.Equal(t, map[netip.AddrPort]State{two: Active}, states())
+	require.Equal(t, [7]int{1, 1, 0, 1, 0, 1, 2}, countRows(t, r.bal))
+
+	// Without a flow table it is a matter of time; one that comes back is as before.
+	r.bal.cfg.Flows = nil
+	require.NoError(t, r.bal.SetService(Service{Name: "web", Frontends: []Frontend{{Addr: vip}}, Backends: []Backend{{Addr: one}}, OnRemove: Drain}))
+	now := time.Now()
+	r.bal.ids.now = func() time.Time { return now }
+	n, err = r.bal.Sweep()
+	require.NoError(t, err)
+	require.Zero(t, n)
+	now = now.Add(7 * time.Hour)
+	n, err = r.bal.Sweep()
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
 }

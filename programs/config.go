@@ -25,7 +25,8 @@ type Namespace interface {
 }
 
 // Block is an owner of tables that takes part in the datapath: maps.Endpoints,
-// maps.Metrics, conntrack.Table, tunnel.Peers. Only this module makes blocks.
+// maps.Metrics, conntrack.Table, tunnel.Peers, lb.Balancer. Only this module makes
+// blocks.
 type Block = block.Block
 
 // Config describes the datapath of one node. The zero Config is a node without
@@ -106,6 +107,9 @@ func parts(blocks []Block, settings map[string]any) (block.Parts, []func(func() 
 		if p.Bind != nil {
 			binds = append(binds, p.Bind)
 		}
+	}
+	if seen["services"] && !seen["flows"] {
+		return all, nil, invalid.Errorf("block services: it needs the flow table, which remembers what a packet was turned into: pass a conntrack.Table too")
 	}
 	if seen["peers"] && all.Settings["overlay_mtu"] == nil {
 		return all, nil, invalid.Errorf("block peers: no MTU")
