@@ -10,6 +10,7 @@
 //   - programs: compile, load, attach, order and look at BPF programs
 //   - tunnel: the overlay and its peers
 //   - conntrack: the flow table
+//   - lb: services, for packets and for sockets
 //
 // Each is useful alone. Together they are a node of a cluster whose endpoints
 // reach one another over VXLAN, see the example.

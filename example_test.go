@@ -37,7 +37,16 @@ func Example_node() {
 		return
 	}
 	defer node.Close()
-	if err := run(context.Background(), node); err != nil {
+	pins, err := os.MkdirTemp("", "datapath-example-") // in an agent: a folder of its own in /run
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	if err := run(context.Background(), node, pins); err != nil {
+		fmt.Println(err)
+	}
+	// What is pinned outlives run, as it outlives a process. Without its pins it ends.
+	if err := errors.Join(maps.UnmountBPFFS(pins), os.Remove(pins)); err != nil {
 		fmt.Println(err)
 	}
 	// Output:
@@ -46,7 +55,7 @@ func Example_node() {
 	// blue says hello
 }
 
-func run(ctx context.Context, node devices.Namespace) error {
+func run(ctx context.Context, node devices.Namespace, pins string) error {
 	gateway := netip.MustParseAddr("10.244.1.1")
 
 	// What the kernel needs around the programs.
@@ -62,34 +71,45 @@ func run(ctx context.Context, node devices.Namespace) error {
 		return err
 	}
 
-	// The tables. What is passed to Load is on, what is not is no code at all.
-	endpoints, err := maps.NewEndpoints(maps.EndpointsConfig{})
+	// The tables. What is passed to Load is on, what is not is no code at all. With
+	// pins they outlive the process, the next one adopts them, and dpctl shows them.
+	if err := maps.MountBPFFS(pins); err != nil {
+		return err
+	}
+	pinned := maps.Config{Pins: pins}
+	endpoints, err := maps.NewEndpoints(maps.EndpointsConfig{Config: pinned})
 	if err != nil {
 		return err
 	}
 	defer endpoints.Close()
-	flows, err := conntrack.New(conntrack.Config{})
+	metrics, err := maps.NewMetrics(pinned)
+	if err != nil {
+		return err
+	}
+	defer metrics.Close()
+	flows, err := conntrack.New(conntrack.Config{Config: pinned})
 	if err != nil {
 		return err
 	}
 	defer flows.Close()
-	peers, err := tunnel.New(tunnel.Config{MTU: vxlan.MTU})
+	peers, err := tunnel.New(tunnel.Config{Config: pinned, MTU: vxlan.MTU})
 	if err != nil {
 		return err
 	}
 	defer peers.Close()
-	dp, err := programs.Load(programs.Config{Namespace: node, Gateways: []netip.Addr{gateway}}, endpoints, flows, peers)
+	settings := programs.Config{Namespace: node, Gateways: []netip.Addr{gateway}, Pins: pins}
+	dp, err := programs.Load(settings, endpoints, metrics, flows, peers)
 	if err != nil {
 		return err
 	}
-	defer dp.Close() // takes the programs off; with Config.Pins they would go on
+	defer dp.Close() // the programs go on; Remove would take them off
 	if err := dp.AttachHost(host); err != nil {
 		return err
 	}
 	if err := dp.AttachOverlay(vxlan); err != nil {
 		return err
 	}
-	// What the node itself sends to its endpoints goes down the host pair.
+	// What the node itself sends to its endpoints, answers too, goes down the host pair.
 	err = devices.EnsureRoute(node, devices.Route{
 		Prefix: netip.MustParsePrefix("10.244.1.0/24"), Dev: devices.DefaultHostName, Via: gateway, MTU: vxlan.MTU,
 	})
@@ -347,6 +367,9 @@ func TestReadmeShowsTheExamples(t *testing.T) {
 		for line := range strings.Lines(string(text)) {
 			line, _, _ = strings.Cut(line, " // ")
 			line = strings.TrimPrefix(strings.TrimSpace(line), "if ")
+			if strings.HasPrefix(line, "// ") {
+				line = ""
+			}
 			line = strings.TrimSuffix(line, "; err != nil {")
 			out = append(out, strings.Replace(line, ":=", "=", 1))
 		}

@@ -5,9 +5,12 @@
 // knows nothing about BPF, so it is useful alone.
 //
 //	gateway := netip.MustParseAddr("10.244.1.1")
-//	err := devices.EnsureForwarding(node, devices.Forwarding{})
+//	err := devices.EnsureForwarding(node, devices.Forwarding{Devices: []string{"eth0"}})
 //	host, err := devices.EnsureHostPair(node, devices.HostPair{Addrs: []netip.Addr{gateway}})
 //	vxlan, err := devices.EnsureVXLAN(node, devices.VXLAN{Underlay: "eth0"})
+//	err = devices.EnsureRoute(node, devices.Route{
+//		Prefix: netip.MustParsePrefix("10.244.1.0/24"), Dev: devices.DefaultHostName, Via: gateway, MTU: vxlan.MTU,
+//	})
 //	pod, err := devices.EnsureEndpoint(node, devices.Endpoint{
 //		Name:      "blue",
 //		Namespace: ns,
@@ -16,6 +19,20 @@
 //		RouteMTU:  vxlan.MTU,
 //	})
 //	err = devices.RemoveEndpoint(node, pod)
+//
+// The route is the node's own way to its endpoints, and the way of its answers to
+// them: without it nothing passes between the node, its gateway address among it,
+// and an endpoint. The prefixes of other nodes get one like it. An address that
+// another node has in the underlay gets none: that way the overlay itself goes.
+//
+// # Agreement
+//
+// This package knows nothing of the programs, so the caller keeps [VXLAN] and
+// tunnel.Config in step: Port, IPv6, UDPChecksum, and as MTU that of the
+// [VXLANLink]. programs.Datapath.AttachOverlay refuses a device of another port.
+// Of the others nobody tells: IPv6 decides the MTU that is computed here, and with
+// another MTU large packets are lost. For what the programs send, the UDPChecksum
+// of tunnel.Config counts; for all else, that of the device.
 //
 // # Lifetime
 //

@@ -244,7 +244,7 @@ func TestVXLANNamesTheOwnerOfThePort(t *testing.T) {
 			require.NoError(t, err)
 			_, err = EnsureVXLAN(ns, VXLAN{Port: 8472})
 			requirePortInUse(t, err, 8472, row.owner)
-			require.Equal(t, works, find(t, ns, "dp_vxlan"))
+			require.Equal(t, works.Link, find(t, ns, "dp_vxlan"))
 		})
 	}
 }

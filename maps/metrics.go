@@ -21,15 +21,20 @@ const (
 
 // Metric is one counter: what became of the packets that a program met.
 type Metric struct {
-	// Program is the hook, for example "from endpoint".
+	// Program is the hook: "from endpoint", "to endpoint", "from host",
+	// "from overlay" or "from underlay".
 	Program string
-	// Direction is "egress" for what an endpoint sends and "ingress" for what
-	// is on its way to one or to the node.
+	// Direction is as an endpoint sees it: "egress" for what one has sent, that
+	// is, for Program "from endpoint", and "ingress" for all else. It is not a
+	// programs.Direction, which is as the device sees it: from_endpoint is on
+	// the ingress of the endpoint's device.
 	Direction string
 	// Dropped tells a drop from a delivery.
 	Dropped bool
-	// Outcome is the drop reason, for example "spoofed source", or what was
-	// done, for example "to overlay". The names are those of the C enumerations.
+	// Outcome is what was done: "to endpoint", "to overlay", "to host", "pass"
+	// (left to the next program and the stack) or "answered" (by the program
+	// itself: ARP, NDP, an echo to an address of services). Of what was dropped
+	// it is the reason, see [Metrics.Drops].
 	Outcome string
 	// Packets counts as the hook sees them: an aggregate of segments is one.
 	// Bytes is with the link-layer header.
@@ -93,8 +98,11 @@ func (m *Metrics) All() iter.Seq2[Metric, error] {
 	}
 }
 
-// Drops sums the packets that were dropped for the reason, by all programs. It
-// is named as in [Metric].Outcome; one that does not exist is an error.
+// Drops sums the packets that were dropped for the reason, by all programs. The
+// reasons are enum drop_reason in programs/bpf/lib/types.h, which says of each what
+// it means; the name here is the one there without DROP_, in lower case and with
+// blanks: DROP_SPOOFED_SOURCE is "spoofed source", DROP_NO_ROUTE "no route". A
+// reason that does not exist is os.ErrInvalid.
 func (m *Metrics) Drops(reason string) (uint64, error) {
 	known := false
 	for number, name := range m.names.drops {

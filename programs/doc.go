@@ -10,12 +10,20 @@
 //	err = dp.AttachOverlay(vxlan)  // devices.EnsureVXLAN
 //	err = dp.AttachEndpoint(veth)  // devices.EnsureEndpoint, and endpoints.Set
 //
+// Around them the node needs devices.EnsureForwarding, and a route of the prefix of
+// its endpoints to the host pair (devices.EnsureRoute with Dev dp_host and Via the
+// gateway): what the node's stack sends to endpoints, its answers too, takes that
+// way to from_host. An agent runs conntrack.Table.Run as well, else no idle flow
+// ever ends.
+//
 // A block that is not passed is a dead branch, which the verifier takes out:
 // without the flow table every packet is judged, without peers there is no
 // overlay. One program serves all endpoints of a node.
 //
 // [AttachProgram], [Hooks] and [Compile] work for any tc program and know
-// nothing about ours.
+// nothing about ours. Their [Direction] is the device's: what an endpoint sends is
+// [Ingress] of its device on the node. The direction in a maps.Metric is the
+// endpoint's, where the same packets are egress.
 //
 // # Lifetime
 //

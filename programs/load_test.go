@@ -111,7 +111,7 @@ func TestLoadThatFailsLeavesNothing(t *testing.T) {
 		"a closed block, the peers":   {blocks: []programs.Block{closedPeers}, is: os.ErrClosed, text: "block peers: table peers"},
 		"a setting that nobody knows": {blocks: []programs.Block{unknownSetting{}}, text: "no program knows the setting with_everything"},
 		"a namespace that is closed":  {cfg: programs.Config{Namespace: gone}, is: os.ErrClosed, text: "namespace"},
-		"what the verifier refuses":   {blocks: []programs.Block{endpoints, newWriteProtected(t)}, as: &verifier, text: "program from_host"},
+		"what the verifier refuses":   {blocks: []programs.Block{endpoints, newWriteProtected(t)}, as: &verifier, text: "load the datapath: program from_"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lab := netnstest.NewLab(t)

@@ -279,6 +279,15 @@ func (f *modelFlow) closing() bool {
 	return len(f.rst) > 0 || len(f.fin) == 2
 }
 
+// closingWith tells whether the flow is over once it has seen this packet too.
+func (f *modelFlow) closingWith(t conntrack.Tuple, flags uint8) bool {
+	fins := len(f.fin)
+	if flags&packet.FIN != 0 && !f.fin[t] {
+		fins++
+	}
+	return len(f.rst) > 0 || flags&packet.RST != 0 || fins == 2
+}
+
 // isAnswer tells whether a packet shows that its sender has seen the reply.
 func (f *modelFlow) isAnswer(flags uint8, ack uint32) bool {
 	switch f.original.Protocol {
@@ -304,7 +313,7 @@ func (m *model) track(t conntrack.Tuple, flags uint8, ack uint32, size int, iif,
 		}
 		m.flows[t], m.flows[reversed(t)] = f, f
 		events = append(events, "created")
-	} else if t == f.original && !f.confirmed && f.seen[reversed(t)] && flags&packet.SYN == 0 && f.isAnswer(flags, ack) {
+	} else if t == f.original && !f.confirmed && f.seen[reversed(t)] && flags&packet.SYN == 0 && !f.closingWith(t, flags) && f.isAnswer(flags, ack) {
 		f.confirmed = true
 		events = append(events, "confirmations")
 	}

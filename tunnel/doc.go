@@ -22,6 +22,27 @@
 // another node ahead of the rest of its prefix. A change reaches established
 // flows with their next packet; a call that changes nothing disturbs none.
 //
+// A node's own address in the underlay can be a prefix of that node, as a /32 or
+// /128 of the family that carries the overlay:
+//
+//	err = peers.Set(tunnel.Peer{Prefix: netip.PrefixFrom(other, other.BitLen()), Node: other})
+//
+// Without it, endpoints here can not reach that address: nobody masquerades, so a
+// packet to it would have to leave through the underlay with an endpoint's address,
+// to which no answer comes back. With it the packet takes the overlay, and the
+// other node accepts it if Config.Node there is that address. The answer comes
+// from the same address, and is accepted because the prefix is the node's. The
+// nodes' stacks go on to reach one another by the underlay: no route of the prefix
+// may lead to the host pair.
+//
+// # Agreement
+//
+// The overlay device is made apart from this table, and the two must agree: Port,
+// IPv6 and UDPChecksum of [Config] are those of devices.VXLAN, and MTU is that of
+// the devices.VXLANLink. programs.Datapath.AttachOverlay refuses a device of
+// another port; of the others nobody tells. All nodes of an overlay have the same
+// Port and IPv6.
+//
 // # Lifetime
 //
 // With Config.Pins the table outlives the process and the next New adopts it

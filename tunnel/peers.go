@@ -59,8 +59,9 @@ type Config struct {
 	// IPv6 says that the nodes reach one another over IPv6.
 	IPv6 bool
 	// Node is the node's own address in the underlay, of the family that IPv6
-	// says. It is needed for programs.Datapath.AttachUnderlay and for nothing
-	// else; the zero Addr means that it is not known.
+	// says: peers may send to it through the overlay, and
+	// programs.Datapath.AttachUnderlay needs it. The zero Addr means that it is not
+	// known.
 	Node netip.Addr
 	// UDPChecksum makes outer packets carry a checksum. Without it they have
 	// none (RFC 6935 for IPv6), which middleboxes may dislike.

@@ -33,7 +33,10 @@
 //	}
 //
 // A cluster is [Lab.Node] and [Host.Endpoint]; [Lab.Outside] is a client of the
-// world, behind [Lab.Router]. Any code that takes a [devices.Namespace] takes
+// world, behind [Lab.Router]. On a node with a VXLAN device an endpoint is
+// [Host.EndpointWith], with the MTU of the overlay as RouteMTU, else its large
+// packets do not fit, and with Hold, so that nothing passes before the programs
+// are attached; then the test sets the link up (devices.SetLinkUp). Any code that takes a [devices.Namespace] takes
 // [Host.Namespace]; code that has to be inside goes into [Host.Run].
 //
 // # Lifetime
@@ -52,6 +55,12 @@
 //
 // [Main] finds those of parallel tests when all are over, and also names in
 // /run/netns and BPF filesystems that a test made and forgot.
+//
+// A file, a connection or a BPF object that nobody refers to any more is closed
+// by Go when its memory is collected. The lab and Main stop the collector before
+// they look, so a Close that was forgotten a moment ago is found. What was
+// collected before that, while the test or others still ran, is closed and leaves
+// no trace: that nothing is reported does not prove that nothing was forgotten.
 //
 // # Concurrency
 //

@@ -161,6 +161,7 @@ func (l *Lab) end() {
 	// What runs from here on is the lab's and not the test's.
 	pprof.SetGoroutineLabels(context.Background())
 	close(l.over)
+	defer stopCollector()()
 	for {
 		l.mu.Lock()
 		n := len(l.ends)

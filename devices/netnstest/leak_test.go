@@ -7,8 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/godatapath/datapath/devices"
@@ -105,6 +108,40 @@ func TestLabFindsEveryLeak(t *testing.T) {
 	require.NoError(t, file.Close())
 	require.NoError(t, unix.Close(object))
 	require.NoError(t, devices.RemoveNamed(prefix+"alias"))
+}
+
+// A Close that was forgotten is found also when nobody refers to the thing any
+// more: the collector, which would close it, waits.
+func TestLabFindsWhatTheCollectorWouldClose(t *testing.T) {
+	percent := debug.SetGCPercent(77)
+	defer debug.SetGCPercent(percent)
+	tb := new(fakeTB)
+	lab := netnstest.NewLab(tb)
+	a := lab.Host("a")
+	forget(t, a)
+	tb.end()
+	assert.Contains(t, tb.said(), "tcp socket 127.0.0.1:80 (descriptor ")
+	assert.Contains(t, tb.said(), "/dev/zero")
+	assert.Equal(t, 77, debug.SetGCPercent(77), "the collector is as it was")
+
+	// Now it may, so that Main does not find them too.
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		left, err := filepath.Glob("/proc/self/fd/*")
+		require.NoError(t, err)
+		return !slices.ContainsFunc(left, func(path string) bool {
+			target, _ := os.Readlink(path)
+			return target == "/dev/zero"
+		})
+	}, 10*time.Second, time.Millisecond)
+}
+
+func forget(t *testing.T, h *netnstest.Host) {
+	t.Helper()
+	_, err := h.ListenTCP(addrPort("127.0.0.1:80"))
+	require.NoError(t, err)
+	_, err = os.Open("/dev/zero")
+	require.NoError(t, err)
 }
 
 func leakedGoroutine(stop chan struct{}) { <-stop }

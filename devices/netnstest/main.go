@@ -39,6 +39,7 @@ func run(m interface{ Run() int }, report io.Writer) int {
 	}
 	home, known := inodeOf("/proc/thread-self/ns/net"), stacks()
 	code := m.Run()
+	defer stopCollector()()
 	leaks := untilNone(func() []string {
 		now, err := takeCensus()
 		if err != nil {

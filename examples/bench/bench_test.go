@@ -3,14 +3,17 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -19,27 +22,39 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/devices/netnstest"
+	"github.com/godatapath/datapath/internal/unprivileged"
 )
+
+// asProgram makes the test binary the program itself.
+const asProgram = "BENCH_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
 	// A measurement starts this very program again.
 	if len(os.Args) == 3 && os.Args[1] == childFlag {
 		os.Exit(childMain(os.Args[2]))
 	}
+	if os.Getenv(asProgram) != "" {
+		main()
+	}
 	os.Exit(netnstest.Main(m))
 }
+
+// testName is that of our clusters. Another run of these tests, or of the program,
+// may be going on beside this one.
+var testName = fmt.Sprintf("bt%d", os.Getpid())
 
 // leavesNothing is checked when the test is over.
 func leavesNothing(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
-		names, err := filepath.Glob(filepath.Join(devices.NamespaceDir, clusterName+"-*"))
+		names, err := filepath.Glob(filepath.Join(devices.NamespaceDir, testName+"-*"))
 		assert.NoError(t, err)
 		assert.Empty(t, names, "namespaces are left")
-		assert.NoDirExists(t, filepath.Join("/run/datapath", clusterName))
+		assert.NoDirExists(t, filepath.Join("/run/datapath", testName))
 		assert.Empty(t, children(t), "processes are left")
 	})
 }
@@ -71,7 +86,7 @@ func TestAllContestantsGivePlausibleNumbers(t *testing.T) {
 			t.Setenv("GORACE", "atexit_sleep_ms=0") // else each child ends a second late
 			svg := filepath.Join(t.TempDir(), "chart.svg")
 			var stdout, stderr bytes.Buffer
-			args := append([]string{"-rounds", "1", "-time", "100ms", "-json", "-svg", svg}, args...)
+			args := append([]string{"-name", testName, "-rounds", "1", "-time", "100ms", "-json", "-svg", svg}, args...)
 			require.Equal(t, exitOK, run(t.Context(), args, &stdout, &stderr), stderr.String())
 
 			var rep report
@@ -96,6 +111,7 @@ func TestAllContestantsGivePlausibleNumbers(t *testing.T) {
 			}
 			assert.Len(t, rep.Targets, len(targets))
 			assert.Contains(t, stderr.String(), "ours, over vxlan", "with -json the table goes to stderr")
+			assert.Equal(t, 1, strings.Count(stderr.String(), "round 1 of 1, "), stderr.String())
 
 			b, err := os.ReadFile(svg)
 			require.NoError(t, err)
@@ -139,7 +155,7 @@ func (c *cancelAt) Write(b []byte) (int, error) {
 }
 
 func TestInterruptTakesEverythingAway(t *testing.T) {
-	for _, at := range []string{"building kernel vxlan", "building the datapath", "round 1"} {
+	for _, at := range []string{"building kernel vxlan", "building the datapath", "round 1 of 5, "} {
 		t.Run(at, func(t *testing.T) {
 			leavesNothing(t)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -147,9 +163,9 @@ func TestInterruptTakesEverythingAway(t *testing.T) {
 			stderr := &cancelAt{text: at, cancel: cancel}
 			begin := time.Now()
 			var stdout bytes.Buffer
-			code := run(ctx, []string{"-time", "1m"}, &stdout, stderr)
-			assert.Equal(t, exitInterrupted, code, stderr.String())
-			assert.Contains(t, stderr.String(), "interrupted")
+			code := run(ctx, []string{"-name", testName, "-time", "1m"}, &stdout, stderr)
+			assert.Equal(t, exitFailed, code, stderr.String())
+			assert.True(t, strings.HasSuffix(stderr.String(), "bench: interrupted; everything is taken away again\n"), stderr.String())
 			assert.Empty(t, stdout.String())
 			assert.Less(t, time.Since(begin), 30*time.Second)
 		})
@@ -190,13 +206,66 @@ func TestBadArguments(t *testing.T) {
 		"now":                `unexpected argument "now"`,
 		"-colour":            "not defined: -colour",
 		"-measures rr -cpu=": "invalid value",
+		"-measures rr,rr":    `-measures: "rr" comes twice`,
+		"-name a/b":          `name "a/b": want letters`,
+		"-name=":             "-name: want a name",
+		"-svg /nowhere/x":    "-svg: write into folder /nowhere: no such file or directory",
+		"-svg /":             "-svg: / is a folder",
 	} {
 		var stdout, stderr bytes.Buffer
 		assert.Equal(t, exitUsage, run(t.Context(), strings.Fields(args), &stdout, &stderr), args)
 		assert.Contains(t, stderr.String(), want, args)
+		assert.Equal(t, 1, strings.Count(stderr.String(), "\n"), "one line: %s", stderr.String())
 		assert.Empty(t, stdout.String(), args)
 	}
+}
+
+func TestHelp(t *testing.T) {
+	t.Parallel()
 	var stdout, stderr bytes.Buffer
 	assert.Equal(t, exitOK, run(t.Context(), []string{"-h"}, &stdout, &stderr))
-	assert.Contains(t, stderr.String(), "-svg")
+	assert.Empty(t, stderr.String())
+	assert.NotContains(t, stdout.String(), "%!")
+	for _, flag := range []string{"-rounds", "-time", "-measures", "-cpu", "-6", "-underlay", "-svg", "-json", "-check", "-name"} {
+		assert.Contains(t, stdout.String(), "\n  "+flag+" ")
+	}
+	for _, m := range measures {
+		assert.Contains(t, stdout.String(), " "+m.Name+" ")
+	}
+}
+
+// Not even a file for pins is made by who has no right.
+func TestWithoutRights(t *testing.T) {
+	t.Parallel()
+	var stderr bytes.Buffer
+	code := exitOK
+	require.NoError(t, unprivileged.Do(func() error {
+		code = run(t.Context(), nil, io.Discard, &stderr)
+		return nil
+	}))
+	assert.Equal(t, exitFailed, code)
+	assert.Equal(t, "bench: root is without CAP_NET_ADMIN (for devices), CAP_SYS_ADMIN (for namespaces and BPF) here, as in some containers\n", stderr.String())
+}
+
+// A terminal that closes leaves nothing behind.
+func TestHangUp(t *testing.T) {
+	leavesNothing(t)
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.Command(self, "-name", testName, "-time", "1m")
+	cmd.Env = append(os.Environ(), asProgram+"=1")
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(stderr)
+	last := ""
+	for lines.Scan() {
+		if last = lines.Text(); strings.HasPrefix(last, "round 1") {
+			require.NoError(t, cmd.Process.Signal(unix.SIGHUP))
+		}
+	}
+	require.NoError(t, lines.Err())
+	require.Error(t, cmd.Wait())
+	assert.Equal(t, exitFailed, cmd.ProcessState.ExitCode())
+	assert.Equal(t, "bench: interrupted; everything is taken away again", last)
 }

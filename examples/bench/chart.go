@@ -57,12 +57,16 @@ func chart(rep *report) []byte {
 	fmt.Fprintf(&b, "<style>%s</style>\n", chartStyle)
 	fmt.Fprintf(&b, `<rect class="page" width="%d" height="%d" rx="6"/>`+"\n", chartWidth, height)
 	label(&b, "head", chartMargin, 32, "start", "Traffic, both ends on one CPU")
-	label(&b, "soft", chartMargin, 52, "start", rep.Family+", median of "+rep.terms())
+	label(&b, "soft", chartMargin, 52, "start", rep.Family+", "+rep.terms())
 	y := headHeight
 	for _, m := range rep.Measures {
 		y = group(&b, m, y)
 	}
-	label(&b, "soft", chartMargin, height-16, "start", "× is the ratio to two namespaces joined by a veth; the thin line is the spread of the rounds")
+	foot := "× is the ratio to two namespaces joined by a veth"
+	if rep.Rounds > 1 {
+		foot += "; the thin line is the spread of the rounds"
+	}
+	label(&b, "soft", chartMargin, height-16, "start", foot)
 	b.WriteString("</svg>\n")
 	return b.Bytes()
 }

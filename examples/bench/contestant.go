@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/godatapath/datapath/devices"
+	"github.com/godatapath/datapath/examples/internal/cluster"
 	"github.com/godatapath/datapath/internal/undo"
 )
 
@@ -37,12 +38,13 @@ type arena struct {
 	contestants []contestant
 	ipv6        bool
 	bridged     bool // a bridge is between the nodes, not a wire
+	cluster     cluster.Config
 	undo        []func() error
 }
 
 // newArena builds all contestants.
 func newArena(ctx context.Context, s settings, p *progress) (_ *arena, err error) {
-	a := &arena{ipv6: s.ipv6, bridged: s.underlay == underlayBridge}
+	a := &arena{ipv6: s.ipv6, bridged: s.underlay == underlayBridge, cluster: s.cluster()}
 	var u undo.Stack
 	defer u.Run(&err)
 	u.Push(a.close)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -50,6 +51,9 @@ func measureNames() (names []string) {
 
 func selectMeasures(list string) (out []measure, err error) {
 	for name := range strings.SplitSeq(list, ",") {
+		if slices.ContainsFunc(out, func(m measure) bool { return m.Name == name }) {
+			return nil, fmt.Errorf("%q comes twice", name)
+		}
 		found := false
 		for _, m := range measures {
 			if m.Name == name {
@@ -71,6 +75,7 @@ type settings struct {
 	cpu      int
 	ipv6     bool
 	underlay string
+	name     string // of our cluster
 }
 
 // What is between the nodes of the overlays.
@@ -95,12 +100,15 @@ func (s settings) measureAll(ctx context.Context, p *progress) (_ *report, err e
 		p.done()
 	}()
 	rep := newReport(s, a.contestants)
-	p.begin(s.rounds * len(s.measures) * len(a.contestants))
-	for round := range s.rounds {
+	p.begin(s.rounds, len(s.measures)*len(a.contestants), s.time+s.warmUp())
+	for range s.rounds {
 		for i, m := range s.measures {
 			for k, c := range a.contestants {
-				p.step(fmt.Sprintf("round %d of %d  %-6s  %s", round+1, s.rounds, m.Name, c.title))
+				p.step(fmt.Sprintf("%-6s  %s", m.Name, c.title))
 				v, err := s.measure(ctx, m, c)
+				if ctx.Err() != nil {
+					return nil, ctx.Err() // and not what became of the two processes
+				}
 				if err != nil {
 					return nil, fmt.Errorf("measure %s with %s: %w", m.Name, c.title, err)
 				}
@@ -112,11 +120,13 @@ func (s settings) measureAll(ctx context.Context, p *progress) (_ *report, err e
 	return rep, nil
 }
 
+func (s settings) warmUp() time.Duration { return min(s.time/5, 300*time.Millisecond) }
+
 // measure runs a server and a client.
 func (s settings) measure(ctx context.Context, m measure, c contestant) (float64, error) {
 	j := job{
 		Measure: m.Name, Addr: netip.AddrPortFrom(c.addr, port), CPU: s.cpu,
-		Time: s.time, WarmUp: min(s.time/5, 300*time.Millisecond),
+		Time: s.time, WarmUp: s.warmUp(),
 	}
 	// A path that loses everything must not hang the run.
 	ctx, cancel := context.WithTimeoutCause(ctx, j.WarmUp+j.Time+20*time.Second, errors.New("it took too long: do packets get lost?"))

@@ -9,19 +9,24 @@ import (
 	"github.com/godatapath/datapath/examples/internal/cluster"
 )
 
-// clusterName has our devices and pins under it. It is always the same, so that
-// what is left of a run that was killed is found by the next one.
+// clusterName has our devices and pins under it, unless -name says otherwise. It
+// is the same each time, so that what is left of a run that was killed is found by
+// the next one.
 const clusterName = "dpbench"
 
-// addOurs adds two contestants on one cluster.
-func (a *arena) addOurs(ctx context.Context) error {
-	c, err := cluster.Start(ctx, cluster.Config{
-		Name: clusterName,
-		Wire: !a.bridged,
+func (s settings) cluster() cluster.Config {
+	return cluster.Config{
+		Name: s.name,
+		Wire: s.underlay == underlayWire,
 		// Connections come and go faster here than anywhere, and a long -time
 		// opens more of them than expiry sees.
 		Flows: conntrack.Config{Flows: 1 << 18},
-	})
+	}
+}
+
+// addOurs adds two contestants on one cluster.
+func (a *arena) addOurs(ctx context.Context) error {
+	c, err := cluster.Start(ctx, a.cluster)
 	if err != nil {
 		return err
 	}

@@ -5,34 +5,24 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/godatapath/datapath/examples/internal/cli"
 )
 
 // progress tells a person what happens and how long it takes: on one line of a
-// terminal, or on a line of its own now and then.
+// terminal, or with a line for each round in a log.
 type progress struct {
 	w        io.Writer
 	terminal bool
-	total    int
+	rounds   int
+	steps    int           // in a round
+	each     time.Duration // how long a step takes, until one has been made
 	taken    int
 	start    time.Time
-	spoken   time.Time
 }
 
-// pause is how long a log that is not a terminal stays silent.
-const pause = 10 * time.Second
-
-func newProgress(w io.Writer) *progress {
-	p := &progress{w: w}
-	if f, ok := w.(*os.File); ok {
-		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-		p.terminal = err == nil
-	}
-	return p
-}
+func newProgress(w io.Writer) *progress { return &progress{w: w, terminal: cli.IsTerminal(w)} }
 
 func (p *progress) say(text string) {
 	if p.terminal {
@@ -42,21 +32,25 @@ func (p *progress) say(text string) {
 	fmt.Fprintln(p.w, text)
 }
 
-// begin is followed by that many steps of about the same length.
-func (p *progress) begin(steps int) { p.total, p.start = steps, time.Now() }
+// begin is followed by that many rounds of that many steps of about that length.
+func (p *progress) begin(rounds, steps int, each time.Duration) {
+	p.rounds, p.steps, p.each, p.start = rounds, steps, each, time.Now()
+}
 
 func (p *progress) step(text string) {
-	left := ""
+	each := p.each
 	if p.taken > 0 {
-		each := time.Since(p.start) / time.Duration(p.taken)
-		left = fmt.Sprintf("  %s left", (each * time.Duration(p.total-p.taken)).Round(time.Second))
+		each = time.Since(p.start) / time.Duration(p.taken)
 	}
+	left := (each * time.Duration(p.rounds*p.steps-p.taken)).Round(time.Second)
+	round, first := p.taken/p.steps+1, p.taken%p.steps == 0
 	p.taken++
-	if !p.terminal && time.Since(p.spoken) < pause {
-		return
+	switch {
+	case p.terminal:
+		p.say(fmt.Sprintf("round %d of %d  %-30s  %s left", round, p.rounds, text, left))
+	case first:
+		p.say(fmt.Sprintf("round %d of %d, %s left", round, p.rounds, left))
 	}
-	p.spoken = time.Now()
-	p.say(fmt.Sprintf("%-46s%s", text, left))
 }
 
 // done leaves a clean line.

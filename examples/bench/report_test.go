@@ -96,20 +96,30 @@ func TestMedianAgainstItsDefinition(t *testing.T) {
 
 func TestTableIsAligned(t *testing.T) {
 	t.Parallel()
-	var b bytes.Buffer
-	require.NoError(t, writeTable(&b, exampleReport(t, "rr", 10, 120, 16, 11, 14)))
-	var rows []string
-	for line := range strings.Lines(b.String()) {
-		if strings.HasPrefix(line, "  <") || strings.Contains(line, "median  ") {
-			rows = append(rows, strings.TrimRight(line, "\n"))
+	for rounds, heading := range map[int]string{1: "measured once  ", 3: "median  "} {
+		rep := exampleReport(t, "rr", 10, 120, 16, 11, 14)
+		rep.Rounds = rounds
+		var b bytes.Buffer
+		require.NoError(t, writeTable(&b, rep))
+		var rows []string
+		for line := range strings.Lines(b.String()) {
+			if strings.HasPrefix(line, "  <") || strings.Contains(line, heading) {
+				rows = append(rows, strings.TrimRight(line, "\n"))
+			}
+		}
+		require.Len(t, rows, 6)
+		for _, r := range rows {
+			assert.Equal(t, len([]rune(rows[0])), len([]rune(r)), b.String())
+		}
+		assert.Contains(t, b.String(), "12.00", "ratio to veth")
+		assert.Contains(t, b.String(), "missed")
+		// One measurement has no spread.
+		for _, page := range []string{b.String(), string(chart(rep))} {
+			assert.Equal(t, rounds == 1, strings.Contains(page, "one measurement of 1s each"))
+			assert.Equal(t, rounds == 3, strings.Contains(page, "median of 3 rounds of 1s"))
+			assert.Equal(t, rounds == 1, !strings.Contains(page, "min") && !strings.Contains(page, "spread of"))
 		}
 	}
-	require.Len(t, rows, 6)
-	for _, r := range rows {
-		assert.Equal(t, len([]rune(rows[0])), len([]rune(r)), b.String())
-	}
-	assert.Contains(t, b.String(), "12.00", "ratio to veth")
-	assert.Contains(t, b.String(), "missed")
 }
 
 func TestChartEscapesAndFits(t *testing.T) {
@@ -126,20 +136,20 @@ func TestProgressOffTheTerminal(t *testing.T) {
 	var b bytes.Buffer
 	p := newProgress(&b)
 	p.say("building")
-	p.begin(2)
-	p.step("first")
-	p.step("second")
+	p.begin(2, 2, 3*time.Second)
+	for _, text := range []string{"first", "second", "first", "second"} {
+		p.step(text)
+	}
 	p.done()
-	assert.Equal(t, "building\nfirst", strings.TrimSpace(b.String()), "a log gets a line now and then")
+	assert.Equal(t, "building\nround 1 of 2, 12s left\nround 2 of 2, 0s left\n", b.String(), "a log gets a line for a round")
 
 	b.Reset()
 	p = newProgress(&b)
 	p.terminal = true
-	p.begin(2)
+	p.begin(2, 2, 3*time.Second)
 	p.step("first")
 	p.step("second")
+	p.step("first")
 	p.done()
-	assert.Contains(t, b.String(), "second")
-	assert.Contains(t, b.String(), "left")
-	assert.True(t, strings.HasSuffix(b.String(), "\r\033[K"))
+	assert.Regexp(t, `^\r\033\[Kround 1 of 2  first +12s left\r\033\[Kround 1 of 2  second +0s left\r\033\[Kround 2 of 2  first +0s left\r\033\[K$`, b.String())
 }

@@ -12,13 +12,21 @@ import (
 // writeTable prints the report for people.
 func writeTable(w io.Writer, rep *report) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s, both ends on CPU %d of %d, median of %s\n", rep.Family, rep.CPU, rep.CPUs, rep.terms())
+	fmt.Fprintf(&b, "%s, both ends on CPU %d of %d, %s\n", rep.Family, rep.CPU, rep.CPUs, rep.terms())
 	for _, m := range rep.Measures {
 		fmt.Fprintf(&b, "\n%s (%s, %s)\n", m.Title, m.Unit, m.better())
 		t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintf(t, "\tmedian\tmin\tmax\t× veth\t× kernel vxlan\t\n")
+		if rep.Rounds == 1 {
+			fmt.Fprintf(t, "\tmeasured once\t× veth\t× kernel vxlan\t\n")
+		} else {
+			fmt.Fprintf(t, "\tmedian\tmin\tmax\t× veth\t× kernel vxlan\t\n")
+		}
 		for _, c := range m.Contestants {
 			// Right-aligned cells, all but the first.
+			if rep.Rounds == 1 {
+				fmt.Fprintf(t, "%-20s\t%.2f\t%.2f\t%.2f\t\n", c.Title, c.Median, c.ToVeth, c.ToVXLAN)
+				continue
+			}
 			fmt.Fprintf(t, "%-20s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t\n", c.Title, c.Median, c.Min, c.Max, c.ToVeth, c.ToVXLAN)
 		}
 		t.Flush()
@@ -48,6 +56,9 @@ func (m measure) better() string {
 
 // terms says under what conditions was measured.
 func (rep *report) terms() string {
-	return fmt.Sprintf("%d rounds of %gs taken in turns, nodes joined by a %s, Linux %s %s",
-		rep.Rounds, rep.Seconds, rep.Underlay, rep.Kernel, rep.Arch)
+	times := fmt.Sprintf("median of %d rounds of %gs taken in turns", rep.Rounds, rep.Seconds)
+	if rep.Rounds == 1 {
+		times = fmt.Sprintf("one measurement of %gs each", rep.Seconds)
+	}
+	return fmt.Sprintf("%s, nodes joined by a %s, Linux %s %s", times, rep.Underlay, rep.Kernel, rep.Arch)
 }

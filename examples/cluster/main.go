@@ -9,19 +9,13 @@
 package main
 
 import (
-	"context"
 	"os"
-	"os/signal"
 
-	"golang.org/x/sys/unix"
+	"github.com/godatapath/datapath/examples/internal/cli"
 )
 
-// signals end the cluster. A closed terminal or pipe must not leave one behind
-// either.
-var signals = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE}
-
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	ctx, stop := cli.Context()
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)

@@ -3,11 +3,9 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -19,6 +17,7 @@ import (
 
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/devices/netnstest"
+	"github.com/godatapath/datapath/examples/internal/cli"
 	"github.com/godatapath/datapath/examples/internal/cluster"
 )
 
@@ -35,7 +34,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	ctx, stop := cli.Context()
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)

@@ -13,25 +13,29 @@ import (
 
 const usage = `Builds a cluster of network namespaces, probes it and shows its tables.
 Root is needed, and nothing but Go. Nothing is left behind, also after Ctrl-C.
+What a killed run has left, the next one of the same -name clears away.
 
   sudo go run ./examples/cluster [flags]
 
 Flags:
-  -nodes N         nodes (2)
-  -endpoints N     endpoints on each node (2)
+  -nodes N         nodes, 1 to %d (2)
+  -endpoints N     endpoints on each node, 0 to %d (2)
   -mode vxlan      how nodes reach one another's endpoints; vxlan is all there is
-  -port N          UDP port of the overlay (8472)
+  -port N          UDP port of the overlay, 1 to 65535 (8472)
   -ipv6-underlay   the nodes reach one another over IPv6
   -hold            stay up until Ctrl-C
   -json            describe the cluster as one JSON document on standard output;
-                   everything else goes to standard error
-  -name NAME       prefix of the names of the namespaces (dp)
+                   everything else goes to standard error. Its fields are those
+                   of Document in examples/cluster/document.go
+  -name NAME       prefix of the names of the namespaces (dp): up to 64 letters,
+                   digits, '-', '_' and '.', a letter or digit first
 
-Try it from inside, while one is up (-hold):
-  sudo ip netns exec dp-node1-ep1 ping 10.244.2.10
+Look at it, while one is up (-hold):
   sudo go run ./examples/dpctl status
 
-The exit code is 0 if all probes got through, 1 if not.
+The exit code is 0 if all probes got through, also when Ctrl-C then ends a
+cluster that is held; 1 if one did not, after another error and after Ctrl-C
+before all is built and probed; 2 for a bad command line.
 `
 
 // options are the flags.
@@ -63,16 +67,18 @@ func parse(args []string) (options, error) {
 	case err != nil:
 	case fs.NArg() > 0:
 		err = fmt.Errorf("%q is not a flag", fs.Arg(0))
-	case *nodes < 1:
-		err = fmt.Errorf("-nodes %d: want at least 1", *nodes)
-	case *endpoints < 0:
-		err = fmt.Errorf("-endpoints %d: want 0 or more", *endpoints)
+	case *nodes < 1 || *nodes > cluster.MaxNodes:
+		err = fmt.Errorf("-nodes %d: want 1 to %d", *nodes, cluster.MaxNodes)
+	case *endpoints < 0 || *endpoints > cluster.MaxEndpoints:
+		err = fmt.Errorf("-endpoints %d: want 0 to %d", *endpoints, cluster.MaxEndpoints)
 	case *mode != "vxlan":
 		err = fmt.Errorf("-mode %s: there is only vxlan", *mode)
 	case *port < 1 || *port > 65535:
 		err = fmt.Errorf("-port %d: want 1 to 65535", *port)
 	case o.cluster.Name == "":
 		err = errors.New("-name: want a name")
+	default:
+		err = o.cluster.Check()
 	}
 	if err != nil {
 		return o, fmt.Errorf("%w (%w)", err, errUsage)

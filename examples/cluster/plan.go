@@ -22,6 +22,8 @@ const (
 	largeDatagram = 8000 // payload of a datagram that goes in fragments
 )
 
+var bothFamilies = []int{4, 6}
+
 type server = probe.Echo
 
 // planner makes the list of probes and starts the servers that they need.
@@ -90,24 +92,41 @@ func (p *planner) plan(c *cluster.Cluster) error {
 				return err
 			}
 		}
+		if next != n {
+			// Of the other family no overlay leads to it.
+			own := next.Underlay()
+			family := 6
+			if own.Is4() {
+				family = 4
+			}
+			var addrs [2]netip.Addr
+			addrs[family/6] = own
+			if err := p.echo("endpoint to node", first, nodeEnd(next, " underlay", addrs), family); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
-// echo plans the three echoes from one end to another.
-func (p *planner) echo(relation string, from, to end) error {
-	for _, family := range []int{4, 6} {
+// echo plans the three echoes from one end to another, in the families that are
+// given, or in both.
+func (p *planner) echo(relation string, from, to end, families ...int) error {
+	if len(families) == 0 {
+		families = bothFamilies
+	}
+	for _, family := range families {
 		if err := p.serve(to, family); err != nil {
 			return err
 		}
 	}
-	p.add(relation, from, to, "ICMP echo", func(ctx context.Context, family int) (time.Duration, error) {
+	p.add(relation, from, to, "ICMP echo", families, func(ctx context.Context, family int) (time.Duration, error) {
 		return probe.Ping(ctx, from.ns, to.addr(family), 0)
 	})
-	p.add(relation, from, to, "TCP echo", func(ctx context.Context, family int) (time.Duration, error) {
+	p.add(relation, from, to, "TCP echo", families, func(ctx context.Context, family int) (time.Duration, error) {
 		return probe.TCP(ctx, from.ns, p.at(to, family), echoSize)
 	})
-	p.add(relation, from, to, "UDP echo", func(ctx context.Context, family int) (time.Duration, error) {
+	p.add(relation, from, to, "UDP echo", families, func(ctx context.Context, family int) (time.Duration, error) {
 		return probe.UDP(ctx, from.ns, p.at(to, family), echoSize)
 	})
 	return nil
@@ -116,19 +135,19 @@ func (p *planner) echo(relation string, from, to end) error {
 // sizes plans packets that are near the limits of the path from an endpoint of
 // the node into the overlay. Their servers are those of echo.
 func (p *planner) sizes(relation string, from, to end, n *cluster.Node) {
-	p.add(relation, from, to, fmt.Sprintf("packet of %d bytes", largePacket), func(ctx context.Context, family int) (time.Duration, error) {
+	p.add(relation, from, to, fmt.Sprintf("packet of %d bytes", largePacket), bothFamilies, func(ctx context.Context, family int) (time.Duration, error) {
 		return probe.Ping(ctx, from.ns, to.addr(family), largePacket)
 	})
-	p.add(relation, from, to, fmt.Sprintf("packet of %d, told MTU %d", tooBigPacket, n.VXLAN.MTU), func(ctx context.Context, family int) (time.Duration, error) {
+	p.add(relation, from, to, fmt.Sprintf("packet of %d, told MTU %d", tooBigPacket, n.VXLAN.MTU), bothFamilies, func(ctx context.Context, family int) (time.Duration, error) {
 		return probe.TooBig(ctx, from.ns, to.addr(family), tooBigPacket, n.VXLAN.MTU, n.Gateway(family))
 	})
-	p.add(relation, from, to, fmt.Sprintf("datagram of %d in fragments", largeDatagram), func(ctx context.Context, family int) (time.Duration, error) {
+	p.add(relation, from, to, fmt.Sprintf("datagram of %d in fragments", largeDatagram), bothFamilies, func(ctx context.Context, family int) (time.Duration, error) {
 		return probe.UDP(ctx, from.ns, p.at(to, family), largeDatagram)
 	})
 }
 
-func (p *planner) add(relation string, from, to end, what string, fn func(context.Context, int) (time.Duration, error)) {
-	p.rows = append(p.rows, row{p.node, relation, from.name, to.name, what, fn})
+func (p *planner) add(relation string, from, to end, what string, families []int, fn func(context.Context, int) (time.Duration, error)) {
+	p.rows = append(p.rows, row{p.node, relation, from.name, to.name, what, families, fn})
 }
 
 func (p *planner) serve(to end, family int) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -52,7 +53,14 @@ func probeAll(ctx context.Context, c *cluster.Cluster, out io.Writer) (failed in
 		}
 		fmt.Fprint(out, label(r.labels()))
 		reasons := ""
-		for _, family := range []int{4, 6} {
+		for _, family := range bothFamilies {
+			if !slices.Contains(r.families, family) {
+				fmt.Fprintf(out, " %7s", "-")
+				if family == 4 {
+					fmt.Fprintf(out, " %6s", "")
+				}
+				continue
+			}
 			took, err := r.probe(ctx, family)
 			if ctx.Err() != nil {
 				fmt.Fprintln(out)
@@ -81,10 +89,11 @@ func probeAll(ctx context.Context, c *cluster.Cluster, out io.Writer) (failed in
 	return failed, nil
 }
 
-// row is a probe in both families.
+// row is a probe in one family or in both.
 type row struct {
 	node                     string // that the question comes from
 	relation, from, to, what string
+	families                 []int
 	probe                    func(ctx context.Context, family int) (time.Duration, error)
 }
 

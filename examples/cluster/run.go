@@ -9,11 +9,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/godatapath/datapath/examples/internal/cli"
 	"github.com/godatapath/datapath/examples/internal/cluster"
 )
 
@@ -22,12 +22,16 @@ import (
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprint(stdout, usage)
+		fmt.Fprintf(stdout, usage, cluster.MaxNodes, cluster.MaxEndpoints)
 		return 0
 	}
 	if err != nil {
 		fmt.Fprintln(stderr, "cluster:", err)
 		return 2
+	}
+	if err := cli.Need("to make namespaces and load programs", cli.NetAdmin, cli.SysAdmin, cli.NetRaw); err != nil {
+		fmt.Fprintln(stderr, "cluster:", err)
+		return 1
 	}
 	out := stdout // for people
 	if o.json {
@@ -37,21 +41,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case err == nil:
 		return 0
-	case interrupted(err):
+	case cli.Interrupted(err):
 		fmt.Fprintln(stderr, "cluster: interrupted; everything is taken away again")
-	case errors.Is(err, os.ErrPermission) && os.Geteuid() != 0:
-		fmt.Fprintln(stderr, "cluster: this needs root, to make namespaces and load programs: sudo go run ./examples/cluster")
 	default:
 		fmt.Fprintln(stderr, "cluster:", err)
 	}
 	return 1
-}
-
-// interrupted tells whether that is all there is to say: errors of taking things
-// away are joined to it.
-func interrupted(err error) bool {
-	var several interface{ Unwrap() []error }
-	return errors.Is(err, context.Canceled) && !errors.As(err, &several)
 }
 
 // errProbes says that the cluster works, but not as it should.
@@ -60,11 +55,12 @@ var errProbes = errors.New("probes failed")
 // demonstrate builds, probes, shows and takes away.
 func demonstrate(ctx context.Context, o options, out, document io.Writer) (err error) {
 	start := time.Now()
-	fmt.Fprintf(out, "Building a cluster of %s, %s:", count(o.cluster.Nodes, "node"), count(max(o.cluster.Endpoints, 0), "endpoint")+" each")
+	line := lineOf(out)
+	line("Building a cluster of %s, %s each:", count(o.cluster.Nodes, "node"), count(max(o.cluster.Endpoints, 0), "endpoint"))
 	o.cluster.Progress = func(format string, args ...any) {
 		// "node 1 of 2": the line has said how many.
 		step, _, _ := strings.Cut(fmt.Sprintf(format, args...), " of ")
-		fmt.Fprintf(out, " %s,", step)
+		line(" %s,", step)
 	}
 	c, err := cluster.Start(ctx, o.cluster)
 	if err != nil {
@@ -76,7 +72,8 @@ func demonstrate(ctx context.Context, o options, out, document io.Writer) (err e
 			err = errors.Join(err, e)
 		}
 	}()
-	fmt.Fprintf(out, " done in %s.\n", spell(time.Since(start)))
+	line(" done in %s.", spell(time.Since(start)))
+	fmt.Fprintln(out)
 
 	failed, err := probeAll(ctx, c, out)
 	if err != nil {
@@ -106,15 +103,31 @@ func demonstrate(ctx context.Context, o options, out, document io.Writer) (err e
 	return nil
 }
 
+// lineOf writes parts of one line, and goes on in the next one where it would be
+// too long.
+func lineOf(out io.Writer) func(format string, args ...any) {
+	const longest = 96
+	width := 0
+	return func(format string, args ...any) {
+		part := fmt.Sprintf(format, args...)
+		if width > 0 && width+len(part) > longest {
+			fmt.Fprint(out, "\n ")
+			width = 1
+		}
+		fmt.Fprint(out, part)
+		width += len(part)
+	}
+}
+
 // hint says what to do with a cluster that stays up.
 func hint(c *cluster.Cluster, out io.Writer) {
 	fmt.Fprintln(out, "\nThe cluster stays up until Ctrl-C. In another terminal:")
-	all := c.Endpoints()
-	if len(all) > 1 {
-		fmt.Fprintf(out, "  sudo ip netns exec %s ping %s\n", all[0].Netns, all[len(all)-1].Addr(4))
-	}
 	fmt.Fprintf(out, "  sudo go run ./examples/dpctl -pins %s status\n", filepath.Dir(c.Nodes[0].Pins))
 	fmt.Fprintf(out, "  sudo go run ./examples/dpctl -pins %s ct list -proto tcp\n", c.Nodes[0].Pins)
+	if all := c.Endpoints(); len(all) > 1 {
+		fmt.Fprintln(out, "and if ip and ping are installed:")
+		fmt.Fprintf(out, "  sudo ip netns exec %s ping %s\n", all[0].Netns, all[len(all)-1].Addr(4))
+	}
 }
 
 func count(n int, what string) string {

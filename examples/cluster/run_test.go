@@ -5,9 +5,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -18,11 +18,13 @@ import (
 
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/examples/internal/cluster"
+	"github.com/godatapath/datapath/examples/internal/show"
+	"github.com/godatapath/datapath/internal/unprivileged"
 	"github.com/godatapath/datapath/programs"
 )
 
-// probeLine is a row of the probes: who to whom, what, and both families.
-var probeLine = regexp.MustCompile(`(?m)^  (\S.*\S)  +(\S+(?: \S+)? -> \S+(?: \S+)?)  +(\S.*\S)  +[\d.]+ (?:µs|ms|s) ok  +[\d.]+ (?:µs|ms|s) ok$`)
+// probeLine is a row of the probes: who to whom, what, and the families.
+var probeLine = regexp.MustCompile(`(?m)^  (\S.*\S)  +(\S+(?: \S+)? -> \S+(?: \S+)?)  +(\S.*\S)  +([\d.]+ (?:µs|ms|s) ok|-)  +([\d.]+ (?:µs|ms|s) ok|-)$`)
 
 func TestEveryProbeGetsThrough(t *testing.T) {
 	t.Parallel()
@@ -32,10 +34,11 @@ func TestEveryProbeGetsThrough(t *testing.T) {
 		nodes int
 		mtu   int
 		peer  string // where node1 says that node2 is
+		host  string // and by what prefix it knows node2 itself
 	}{
-		{"three nodes", []string{"-nodes", "3", "-endpoints", "2"}, 3, 1450, "172.16.16.12"},
-		{"IPv6 underlay", []string{"-ipv6-underlay"}, 2, 1430, "fd00:16::12"},
-		{"port", []string{"-port", "4789", "-mode", "vxlan"}, 2, 1450, "172.16.16.12"},
+		{"three nodes", []string{"-nodes", "3", "-endpoints", "2"}, 3, 1450, "172.16.16.12", "172.16.16.12/32"},
+		{"IPv6 underlay", []string{"-ipv6-underlay"}, 2, 1430, "fd00:16::12", "fd00:16::12/128"},
+		{"port", []string{"-port", "4789", "-mode", "vxlan"}, 2, 1450, "172.16.16.12", "172.16.16.12/32"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -48,7 +51,17 @@ func TestEveryProbeGetsThrough(t *testing.T) {
 			text := out.String()
 			rows := map[string]int{}
 			for _, m := range probeLine.FindAllStringSubmatch(text, -1) {
-				rows[m[1]+", "+m[3]]++
+				of := ""
+				if m[4] == "-" {
+					of = " of IPv6"
+				} else if m[5] == "-" {
+					of = " of IPv4"
+				}
+				rows[m[1]+", "+m[3]+of]++
+			}
+			own := " of IPv4" // to the underlay of another node
+			if strings.Contains(test.peer, ":") {
+				own = " of IPv6"
 			}
 			across := test.nodes
 			require.Equal(t, map[string]int{
@@ -59,15 +72,23 @@ func TestEveryProbeGetsThrough(t *testing.T) {
 				"across nodes, datagram of 8000 in fragments":                      across,
 				"node to endpoint, ICMP echo":                                      2 * test.nodes, "node to endpoint, TCP echo": 2 * test.nodes, "node to endpoint, UDP echo": 2 * test.nodes,
 				"endpoint to node, ICMP echo": 3 * test.nodes, "endpoint to node, TCP echo": 3 * test.nodes, "endpoint to node, UDP echo": 3 * test.nodes,
+				"endpoint to node, ICMP echo" + own: test.nodes, "endpoint to node, TCP echo" + own: test.nodes, "endpoint to node, UDP echo" + own: test.nodes,
 			}, rows, text)
-			require.Contains(t, text, fmt.Sprintf("%d probes in", 48*test.nodes))
+			require.Contains(t, text, fmt.Sprintf("%d probes in", 51*test.nodes))
 			require.Contains(t, text, ": all ok\n")
 
 			require.Regexp(t, `(?m)^  node1  10\.244\.1\.10 +id=1 identity=1000 ifindex=\d+ +mac=([0-9A-F]{2}:){5}[0-9A-F]{2} nodemac=([0-9A-F]{2}:){5}[0-9A-F]{2}$`, text)
 			require.Regexp(t, `(?m)^  node1  10\.244\.2\.0/24 +`+test.peer+` +vni=identity$`, text)
-			require.Regexp(t, `(?m)^  node2  flows=\d+ +established=[1-9]\d* +new=\d+ .* evicted=0 insert-errors=0$`, text)
-			require.Regexp(t, `(?m)^  node2  to endpoint +ingress +from overlay +[1-9]\d* +[1-9]\d*$`, text)
-			require.Regexp(t, `(?m)^  node1  dropped: too big +egress +from endpoint +2 +\d+$`, text)
+			require.Regexp(t, `(?m)^  node1  `+test.host+` +`+test.peer+` +vni=identity$`, text)
+			require.Regexp(t, `(?m)^  endpoint to node +node1-ep1 -> node2 underlay +UDP echo `, text)
+			require.Regexp(t, `(?m)^  node2  flows=\d+ +new=[1-9]\d* +established=\d+ +closing=[1-9]\d* .* evicted=0 insert-errors=0$`, text)
+			require.Regexp(t, `(?m)^  node2  to endpoint +from overlay +[1-9]\d* +[1-9]\d*$`, text)
+			require.Regexp(t, `(?m)^  node1  dropped: too big +from endpoint +2 +\d+$`, text)
+			for _, legend := range [][]string{show.PeersLegend, show.FlowsLegend, show.MetricsLegend} {
+				for _, line := range legend {
+					require.Contains(t, text, "\n  * "+line+"\n")
+				}
+			}
 		})
 	}
 }
@@ -161,7 +182,7 @@ func TestSecondClusterOfAName(t *testing.T) {
 
 	var errs bytes.Buffer
 	require.Equal(t, 1, run(t.Context(), []string{"-name", name}, io.Discard, &errs))
-	require.Regexp(t, `^cluster: .*a cluster named `+name+` is up: end it or choose another name.*\n$`, errs.String())
+	require.Equal(t, fmt.Sprintf("cluster: start the cluster: a cluster named %s is up (process %d): end it or choose another name\n", name, os.Getpid()), errs.String())
 
 	// The first one does not mind.
 	require.True(t, isThere(name+"-node1-ep1"))
@@ -187,14 +208,20 @@ func TestBadCommandLines(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
 		"-mode native":  `-mode native: there is only vxlan`,
-		"-nodes 0":      `-nodes 0: want at least 1`,
-		"-endpoints -1": `-endpoints -1: want 0 or more`,
+		"-nodes 0":      `-nodes 0: want 1 to 200`,
+		"-endpoints -1": `-endpoints -1: want 0 to 200`,
 		"-port 0":       `-port 0: want 1 to 65535`,
 		"-port 65536":   `-port 65536: want 1 to 65535`,
 		"-nodes x":      `invalid value "x" for flag -nodes`,
 		"-what":         `flag provided but not defined: -what`,
 		"three":         `"three" is not a flag`,
 		"-name=":        `-name: want a name`,
+
+		"-nodes 201":     `-nodes 201: want 1 to 200`,
+		"-endpoints 201": `-endpoints 201: want 0 to 200`,
+		"-name ..":       `name "..": want letters`,
+		"-name a/b":      `name "a/b": want letters`,
+		"-name *":        `name "*": want letters`,
 	} {
 		var out, errs bytes.Buffer
 		require.Equal(t, 2, run(t.Context(), strings.Fields(args), &out, &errs), args)
@@ -202,25 +229,24 @@ func TestBadCommandLines(t *testing.T) {
 		require.True(t, strings.HasPrefix(errs.String(), "cluster: "+want), "%s: %s", args, &errs)
 		require.Equal(t, 1, strings.Count(errs.String(), "\n"), "one line: %s", &errs)
 	}
-	for args, want := range map[string]string{
-		"-nodes 201":     `201 nodes: want 1 to 200`,
-		"-endpoints 201": `201 endpoints on a node: want up to 200`,
-		"-name ..":       `name "..": want letters`,
-		"-name a/b":      `name "a/b": want letters`,
-		"-name *":        `name "*": want letters`,
-	} {
-		var errs bytes.Buffer
-		require.Equal(t, 1, run(t.Context(), strings.Fields(args), io.Discard, &errs), args)
-		require.Contains(t, errs.String(), want)
-	}
 }
 
-// An interruption is not all there is to say if something could not be taken away.
-func TestInterrupted(t *testing.T) {
+func TestLongLineIsBroken(t *testing.T) {
 	t.Parallel()
-	require.True(t, interrupted(fmt.Errorf("start: %w", context.Canceled)))
-	require.False(t, interrupted(errors.Join(context.Canceled, errors.New("it stays"))))
-	require.False(t, interrupted(errors.New("other")))
+	var out bytes.Buffer
+	line := lineOf(&out)
+	line("Building:")
+	for i := range 30 {
+		line(" node %d,", i+1)
+	}
+	line(" done.")
+	var words []string
+	for l := range strings.Lines(out.String() + "\n") {
+		require.LessOrEqual(t, len(l), 97+1, "with the line feed and the indent")
+		words = append(words, strings.Fields(l)...)
+	}
+	require.Len(t, words, 1+2*30+1)
+	require.Equal(t, 2, strings.Count(out.String(), "\n  node"))
 }
 
 func TestHelp(t *testing.T) {
@@ -249,5 +275,15 @@ func TestNotRoot(t *testing.T) {
 	cmd.Stderr = &errs
 	require.Error(t, cmd.Run())
 	require.Equal(t, 1, cmd.ProcessState.ExitCode())
-	require.Equal(t, "cluster: this needs root, to make namespaces and load programs: sudo go run ./examples/cluster\n", errs.String())
+	require.Equal(t, "cluster: this needs root, to make namespaces and load programs: run it with sudo\n", errs.String())
+
+	// A root that has lost some of it is told what, before anything is begun.
+	var out bytes.Buffer
+	errs.Reset()
+	require.NoError(t, unprivileged.Do(func() error {
+		require.Equal(t, 1, run(t.Context(), []string{"-name", name}, &out, &errs))
+		return nil
+	}))
+	require.Equal(t, "cluster: root is without CAP_NET_ADMIN (for devices), CAP_SYS_ADMIN (for namespaces and BPF), CAP_NET_RAW (to ping) here, as in some containers\n", errs.String())
+	require.Empty(t, out.String())
 }

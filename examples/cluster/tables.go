@@ -40,17 +40,24 @@ func showTables(c *cluster.Cluster, out io.Writer) error {
 		metrics = append([]show.Row{heading}, metrics...)
 	}
 	for _, t := range []struct {
-		title string
-		rows  []show.Row
+		title  string
+		rows   []show.Row
+		legend []string
 	}{
-		{"Endpoints", endpoints},
-		{"Tunnel: which prefix is on which node", peers},
-		{"Connection tracking", flows},
-		{"What became of the packets", metrics},
+		{"Endpoints", endpoints, nil},
+		{"Tunnel: which prefix is on which node", peers, show.PeersLegend},
+		{"Connection tracking", flows, show.FlowsLegend},
+		{"What became of the packets", metrics, show.MetricsLegend},
 	} {
 		fmt.Fprintf(out, "\n%s\n", t.title)
 		if err := show.Write(out, "  ", t.rows); err != nil {
 			return err
+		}
+		if len(t.rows) == 0 {
+			continue
+		}
+		for _, line := range t.legend {
+			fmt.Fprintf(out, "  * %s\n", line)
 		}
 	}
 	return nil

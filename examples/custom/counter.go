@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -32,6 +33,8 @@ type counter struct {
 	program     *ebpf.Program
 	table       *maps.Map[uint32, questions]
 	attachments []*programs.Attachment
+	cookie      uint64          // of the node's namespace: another one has the name after a new start
+	endpoints   []maps.Endpoint // as they were when last looked at
 }
 
 // startAll starts to count on every node, or on none.
@@ -67,6 +70,10 @@ func start(n node, spec *ebpf.CollectionSpec) (_ *counter, err error) {
 	if err != nil {
 		return nil, err
 	}
+	c.cookie = status.NetnsCookie
+	if err := c.look(); err != nil {
+		return nil, err
+	}
 	for _, h := range status.Hooks {
 		// What an endpoint sends is met where from_endpoint is. Ours has a pin.
 		i := slices.IndexFunc(h.Programs, func(p programs.AttachedProgram) bool { return p.Pin != "" && p.Name == "from_endpoint" })
@@ -85,6 +92,33 @@ func start(n node, spec *ebpf.CollectionSpec) (_ *counter, err error) {
 	return c, nil
 }
 
+// look reads which endpoints the node has. Once the node is gone it is
+// os.ErrNotExist, and what was there last is kept.
+func (c *counter) look() error {
+	state, err := programs.ReadNode(c.node.pins)
+	if err != nil {
+		return err
+	}
+	if state.NetnsCookie != c.cookie {
+		return fmt.Errorf("it is another one of that name: %w", os.ErrNotExist)
+	}
+	table, err := maps.OpenEndpoints(c.node.pins)
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	var all []maps.Endpoint
+	for e, err := range table.All() {
+		if err != nil {
+			return err
+		}
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b maps.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
+	c.endpoints = all
+	return nil
+}
+
 // Close takes the program off the devices and drops it with its table.
 func (c *counter) Close() error {
 	err := closeAll(c.attachments)
@@ -94,10 +128,10 @@ func (c *counter) Close() error {
 	return errors.Join(err, c.program.Close())
 }
 
-// printRows writes a row for every endpoint.
+// printRows writes a row for every endpoint that was there when last looked at.
 func printRows(out io.Writer, counters []*counter) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NODE\tENDPOINT\tIFINDEX\tADDRESSES\tUDP\tTCP")
+	fmt.Fprintln(w, "NODE\tENDPOINT\tIFINDEX\tADDRESSES\tDNS/UDP\tDNS/TCP")
 	for _, c := range counters {
 		if err := c.printRows(w); err != nil {
 			return fmt.Errorf("%s: %w", c.node.name, err)
@@ -114,20 +148,7 @@ func (c *counter) printRows(w io.Writer) error {
 		}
 		asked[e.Key] = e.Value
 	}
-	endpoints, err := maps.OpenEndpoints(c.node.pins)
-	if err != nil {
-		return err
-	}
-	defer endpoints.Close()
-	var rows []maps.Endpoint
-	for e, err := range endpoints.All() {
-		if err != nil {
-			return err
-		}
-		rows = append(rows, e)
-	}
-	slices.SortFunc(rows, func(a, b maps.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
-	for _, e := range rows {
+	for _, e := range c.endpoints {
 		q := asked[uint32(e.Ifindex)]
 		addrs := strings.Trim(fmt.Sprint(e.Addrs), "[]")
 		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%d\t%d\n", c.node.name, e.ID, e.Ifindex, addrs, q.UDP, q.TCP)

@@ -8,9 +8,9 @@
 //	sudo go run ./examples/custom                 # builds a cluster of its own and asks some questions in it
 //	sudo go run ./examples/custom -cluster dp     # counts on the cluster that "examples/cluster -hold" keeps up
 //
-// On a cluster that is up it counts until it is interrupted, or for the time
-// of -for. Nothing of it is left afterwards, however it ends: the attachments
-// are not pinned, so they end with the process.
+// On a cluster that is up it counts until it is interrupted, until the cluster
+// ends, or for the time of -for. Nothing of it is left afterwards, however it
+// ends: the attachments are not pinned, so they end with the process.
 package main
 
 import (
@@ -21,12 +21,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
+	"github.com/godatapath/datapath/examples/internal/cli"
 	"github.com/godatapath/datapath/examples/internal/cluster"
 	"github.com/godatapath/datapath/programs"
 )
@@ -35,43 +33,57 @@ import (
 var source string
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	defer stop()
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	ctx, stop := cli.Context()
+	code := command(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// command is the program: it returns its exit code.
+func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	err := run(ctx, args, stdout, stderr)
 	switch {
+	case err == nil:
+		return 0
 	case errors.Is(err, flag.ErrHelp):
-		os.Exit(2)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "custom:", err)
-		os.Exit(1)
+		fmt.Fprintf(stdout, usage, defaultName)
+		return 0
+	case errors.Is(err, errUsage):
+		fmt.Fprintln(stderr, "custom:", err)
+		return 2
+	case cli.Interrupted(err):
+		fmt.Fprintln(stderr, "custom: interrupted; everything is taken away again")
+	default:
+		fmt.Fprintln(stderr, "custom:", err)
 	}
+	return 1
 }
 
 func run(ctx context.Context, args []string, out, messages io.Writer) error {
-	flags := flag.NewFlagSet("custom", flag.ContinueOnError)
-	flags.SetOutput(messages)
-	name := flags.String("cluster", "", "count on the cluster of that name, which is up; default: build one")
-	howLong := flags.Duration("for", 0, "how long to count on it; 0: until interrupted")
-	if err := flags.Parse(args); err != nil {
+	o, err := parse(args)
+	if err != nil {
 		return err
 	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("argument %q: there are only flags", flags.Arg(0))
+	rights := []cli.Right{cli.SysAdmin}
+	if o.cluster == "" {
+		rights = append(rights, cli.NetAdmin, cli.NetBindService)
 	}
-
+	if err := cli.Need("to attach programs in namespaces", rights...); err != nil {
+		return err
+	}
 	spec, err := programs.Compile(ctx, programs.CompileConfig{Text: source, Name: "dns_count.c", Warnings: messages})
 	if err != nil {
 		return err
 	}
-	if *name != "" {
-		return onRunningCluster(ctx, spec, *name, *howLong, out)
+	if o.cluster != "" {
+		return onRunningCluster(ctx, spec, o, out, messages)
 	}
-	return onOwnCluster(ctx, spec, out, messages)
+	return onOwnCluster(ctx, spec, o.name, out, messages)
 }
 
 // onRunningCluster counts what the endpoints of others ask.
-func onRunningCluster(ctx context.Context, spec *ebpf.CollectionSpec, name string, howLong time.Duration, out io.Writer) (err error) {
-	nodes, err := findNodes(name)
+func onRunningCluster(ctx context.Context, spec *ebpf.CollectionSpec, o options, out, messages io.Writer) (err error) {
+	nodes, err := findNodes(o.cluster)
 	if err != nil {
 		return err
 	}
@@ -81,19 +93,21 @@ func onRunningCluster(ctx context.Context, spec *ebpf.CollectionSpec, name strin
 		return err
 	}
 	defer func() { err = errors.Join(err, closeAll(counters)) }()
-	if howLong > 0 {
+	if o.howLong > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, howLong)
+		ctx, cancel = context.WithTimeout(ctx, o.howLong)
 		defer cancel()
 	}
-	<-ctx.Done()
+	if err := watch(ctx, counters, messages); err != nil {
+		return err
+	}
 	return printRows(out, counters)
 }
 
 // onOwnCluster builds a cluster and has its endpoints ask.
-func onOwnCluster(ctx context.Context, spec *ebpf.CollectionSpec, out, messages io.Writer) (err error) {
-	c, err := cluster.Start(ctx, cluster.Config{Name: "custom", Progress: func(format string, args ...any) {
-		fmt.Fprintf(messages, format+"\n", args...)
+func onOwnCluster(ctx context.Context, spec *ebpf.CollectionSpec, name string, out, messages io.Writer) (err error) {
+	c, err := cluster.Start(ctx, cluster.Config{Name: name, Progress: func(format string, args ...any) {
+		fmt.Fprintf(messages, "building "+format+"\n", args...)
 	}})
 	if err != nil {
 		return err
@@ -104,7 +118,15 @@ func onOwnCluster(ctx context.Context, spec *ebpf.CollectionSpec, out, messages 
 		return err
 	}
 	defer func() { err = errors.Join(err, closeAll(counters)) }()
-	if err := askAround(ctx, c.Endpoints()); err != nil {
+	fmt.Fprintln(messages, "asking")
+	err = askAround(ctx, c.Endpoints())
+	if ctx.Err() != nil {
+		return ctx.Err() // and not what became of a question
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := look(counters); err != nil {
 		return err
 	}
 	return printRows(out, counters)

@@ -25,10 +25,7 @@ func (n node) Close() error { return n.namespace.Close() }
 
 // findNodes finds the nodes of a cluster of another process by its pins.
 func findNodes(name string) (_ []node, err error) {
-	if name != filepath.Base(name) {
-		return nil, fmt.Errorf("cluster %q: a name is one path element", name)
-	}
-	dir := filepath.Join("/run/datapath", name, "bpf")
+	dir := filepath.Join(cluster.DefaultDir, name, "bpf")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("find cluster %s: %w (is it up? \"examples/cluster -hold\" keeps one up)", name, err)

@@ -59,9 +59,9 @@ func TestOnARunningCluster(t *testing.T) {
 
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
-	var out strings.Builder
+	var out, messages strings.Builder
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, []string{"-cluster", c.Name}, &out, io.Discard) }()
+	go func() { done <- run(ctx, []string{"-cluster", c.Name}, &out, &messages) }()
 
 	var custom []ebpf.ProgramID
 	for _, e := range endpoints {
@@ -88,8 +88,9 @@ func TestOnARunningCluster(t *testing.T) {
 	}
 	interrupt()
 	require.NoError(t, <-done)
+	require.Regexp(t, `^counting on 4 endpoints of 2 nodes; Ctrl-C ends it\n(?s:.*) +\d+s  14 questions over UDP, 6 connections over TCP\n$`, messages.String())
 	require.Equal(t, [][]string{
-		{"NODE", "ENDPOINT", "ADDRESSES", "UDP", "TCP"},
+		{"NODE", "ENDPOINT", "ADDRESSES", "DNS/UDP", "DNS/TCP"},
 		{"node1", "1", "10.244.1.10", "fd00:244:1::10", "4", "2"},
 		{"node1", "2", "10.244.1.11", "fd00:244:1::11", "4", "2"},
 		{"node2", "1", "10.244.2.10", "fd00:244:2::10", "6", "2"},
@@ -121,6 +122,52 @@ func TestForATime(t *testing.T) {
 	require.NoError(t, run(t.Context(), []string{"-cluster", c.Name, "-for", "10ms"}, &out, io.Discard))
 	require.Equal(t, []string{"node1", "1", "10.244.1.10", "fd00:244:1::10", "0", "0"}, rows(out.String())[1])
 	require.Equal(t, []string{"from_endpoint"}, names(ingress(t, c.Endpoints()[0])))
+}
+
+// What was counted is shown, also when there is no table of endpoints any more.
+func TestTheClusterEnds(t *testing.T) {
+	t.Parallel()
+	needClang(t)
+	c, err := cluster.Start(t.Context(), cluster.Config{Name: fmt.Sprintf("custend%d", os.Getpid()), Nodes: 1, Endpoints: 2})
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, c.Close()) }()
+	var out, messages strings.Builder
+	done := make(chan error, 1)
+	go func() { done <- run(t.Context(), []string{"-cluster", c.Name}, &out, &messages) }()
+	for _, e := range c.Endpoints() {
+		require.EventuallyWithT(t, func(t *assert.CollectT) {
+			require.Equal(t, []string{"dns_count", "from_endpoint"}, names(ingress(t, e)))
+		}, 10*time.Second, 20*time.Millisecond)
+	}
+	require.NoError(t, askAround(t.Context(), c.Endpoints()))
+	require.NoError(t, c.Close())
+	require.NoError(t, <-done)
+	require.Equal(t, [][]string{
+		{"NODE", "ENDPOINT", "ADDRESSES", "DNS/UDP", "DNS/TCP"},
+		{"node1", "1", "10.244.1.10", "fd00:244:1::10", "2", "2"},
+		{"node1", "2", "10.244.1.11", "fd00:244:1::11", "4", "2"},
+	}, rows(out.String()))
+	require.Contains(t, messages.String(), "the cluster has ended: this is what was counted until then\n")
+}
+
+// Another cluster may have the name by the time that somebody looks.
+func TestAnotherClusterOfTheName(t *testing.T) {
+	t.Parallel()
+	cfg := cluster.Config{Name: fmt.Sprintf("custagain%d", os.Getpid()), Nodes: 1, Endpoints: 1}
+	c, err := cluster.Start(t.Context(), cfg)
+	require.NoError(t, err)
+	node := nodesOf(c)[0]
+	state, err := programs.ReadNode(node.pins)
+	require.NoError(t, err)
+	counter := counter{node: node, cookie: state.NetnsCookie}
+	require.NoError(t, counter.look())
+	require.NoError(t, c.Close())
+	require.ErrorIs(t, counter.look(), os.ErrNotExist)
+	c, err = cluster.Start(t.Context(), cfg)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, c.Close()) }()
+	require.ErrorIs(t, counter.look(), os.ErrNotExist)
+	require.Len(t, counter.endpoints, 1)
 }
 
 // Two at once, each with a table of its own, are two programs in front of ours.

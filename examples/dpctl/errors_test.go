@@ -55,6 +55,13 @@ func TestFolders(t *testing.T) {
 	require.NoError(t, counters.Remove())
 	require.NoError(t, os.RemoveAll(bare))
 	require.Contains(t, fails(t, 1, "-pins", pins, "-netns", "/x", "status"), "open namespace /x")
+
+	file := filepath.Join(plain, "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	pin := filepath.Join(pins, "node1", "flows")
+	for _, path := range []string{file, pin} {
+		require.Equal(t, path+" is a file and not a folder of pins", fails(t, 1, "-pins", path, "endpoint", "list"))
+	}
 }
 
 func TestSeveralNodesHaveSeveralNamespaces(t *testing.T) {
@@ -67,17 +74,31 @@ func TestBadCommandLines(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
 		"-json":                         `no command (see -h)`,
-		"endpoint":                      `"endpoint" is not a command (see -h)`,
-		"endpoint list now":             `"endpoint list now" is not a command (see -h)`,
+		"endpoint":                      `"endpoint" is not a command: do you mean endpoint list? (see -h)`,
+		"endpoints list":                `"endpoints list" is not a command: do you mean endpoint list? (see -h)`,
+		"endpoint list now":             `"endpoint list now" is not a command: do you mean endpoint list? (see -h)`,
+		"ct":                            `"ct" is not a command: do you mean ct list? (see -h)`,
+		"-proto tcp ct":                 `"ct" is not a command: do you mean ct list? (see -h)`,
+		"m":                             `"m" is not a command: do you mean metrics list? (see -h)`,
+		"policy":                        `"policy" is not a command (see -h)`,
+		"-pins= status":                 `-pins: want a folder (see -h)`,
+		"-netns= status":                `-netns: want the path of a namespace (see -h)`,
 		"status -src 10.0.0.1":          `-src is for ct list (see -h)`,
 		"metrics list -port 3":          `-port is for ct list (see -h)`,
 		"tunnel list -netns /x":         `-netns is for status (see -h)`,
 		"ct list -src ten":              `-src: "ten" is neither an address nor a prefix (see -h)`,
 		"ct list -dst 10.0.0.0/99":      `-dst: "10.0.0.0/99" is neither an address nor a prefix (see -h)`,
 		"ct list -proto ipx":            `-proto: protocol "ipx": want TCP, UDP, ICMP, ICMPv6 or SCTP (see -h)`,
-		"ct list -port 65536":           `-port 65536: want 1 to 65535 (see -h)`,
+		"ct list -port 65536":           `-port: want 1 to 65535 and not 65536 (see -h)`,
+		"ct list -port 0":               `-port: want 1 to 65535 and not 0 (see -h)`,
+		"ct list -src 10.244.1.10/24":   `-src: 10.244.1.10/24 has bits behind the prefix: want 10.244.1.0/24, or the address alone (see -h)`,
+		"ct list -dst fd00::1/64":       `-dst: fd00::1/64 has bits behind the prefix: want fd00::/64, or the address alone (see -h)`,
+		"ct list -src=":                 `-src: "" is neither an address nor a prefix (see -h)`,
+		"ct list -src fe80::1%eth0":     `-src: "fe80::1%eth0" is neither an address nor a prefix (see -h)`,
+		"ct list -state open":           `-state: "open": want new, established or closing (see -h)`,
+		"status -state new":             `-state is for ct list (see -h)`,
 		"ct list -what":                 `flag provided but not defined: -what (see -h)`,
-		"-pins /run/nowhere ct lists":   `"ct lists" is not a command (see -h)`,
+		"-pins /run/nowhere ct lists":   `"ct lists" is not a command: do you mean ct list? (see -h)`,
 		"ct list -proto tcp -src 1.2.3": `-src: "1.2.3" is neither an address nor a prefix (see -h)`,
 	} {
 		require.Equal(t, want, fails(t, 2, strings.Fields(args)...), args)
@@ -91,7 +112,7 @@ func TestHelp(t *testing.T) {
 		for _, c := range commands {
 			require.Contains(t, out, "\n  "+c.name+" ")
 		}
-		for _, flag := range []string{"-pins", "-json", "-src, -dst", "-port", "-proto", "-netns"} {
+		for _, flag := range []string{"-pins", "-json", "-src, -dst", "-port", "-proto", "-state", "-netns"} {
 			require.Contains(t, out, "\n  "+flag+" ")
 		}
 		require.NotContains(t, out, "%!")
@@ -101,7 +122,7 @@ func TestHelp(t *testing.T) {
 func TestNotRoot(t *testing.T) {
 	t.Parallel()
 	c, pins := start(t, cluster.Config{Nodes: 1, Endpoints: -1})
-	for _, dir := range []string{pins, c.Nodes[0].Pins} {
+	for _, dir := range []string{pins, c.Nodes[0].Pins, "/run/nowhere"} {
 		for _, command := range commands {
 			cmd := nobody(t, append([]string{"-pins", dir}, strings.Fields(command.name)...)...)
 			var errs bytes.Buffer

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -67,15 +68,17 @@ func TestTunnelList(t *testing.T) {
 	require.Equal(t, `node1
   10.42.1.0/24     172.16.16.121  vni=300
   10.244.2.0/24    172.16.16.12   vni=identity
+  172.16.16.12/32  172.16.16.12   vni=identity
   fd00:244:2::/64  172.16.16.12   vni=identity
 
 node2
   10.244.1.0/24    172.16.16.11  vni=identity
+  172.16.16.11/32  172.16.16.11  vni=identity
   fd00:244:1::/64  172.16.16.11  vni=identity
 `, dpctl(t, "-pins", pins, "tunnel", "list"))
 	var peers []show.Peer
 	decode(t, &peers, "-pins", c.Nodes[0].Pins, "tunnel", "list")
-	require.Len(t, peers, 3)
+	require.Len(t, peers, 4)
 	require.Equal(t, uint32(300), peers[0].VNI)
 	require.Zero(t, peers[1].VNI)
 }
@@ -129,7 +132,16 @@ func TestFlowAndMetricLists(t *testing.T) {
 		require.Equal(t, []string{"(none)"}, list("-src", dst))
 		require.Equal(t, []string{"(none)"}, list("-port", "1"))
 		require.Equal(t, []string{"(none)"}, list("-proto", "sctp"))
+
+		// Each flow is in one state, and only those of TCP get further here.
+		require.Equal(t, list("-proto", "udp"), list("-proto", "udp", "-state", "new"))
+		require.Equal(t, []string{"(none)"}, list("-proto", "tcp", "-state", "new"))
+		require.Equal(t, []string{"(none)"}, list("-proto", "udp", "-state", "Established"))
 	}
+	require.Eventually(t, func() bool {
+		return strings.Count(dpctl(t, "-pins", pins, "ct", "list", "-state", "closing"), "TCP  ") == 2
+	}, 5*time.Second, 20*time.Millisecond, "both ends have closed them")
+	require.Regexp(t, `(?m)^flows +6: 4 new, 0 established, 2 closing$`, dpctl(t, "-pins", pins, "status"))
 	require.Len(t, strings.Split(dpctl(t, "-pins", pins, "ct", "list", "-src", "10.244.1.0/24"), "\n"), 3+1)
 
 	var flows []show.Flow
@@ -145,11 +157,14 @@ func TestFlowAndMetricLists(t *testing.T) {
 		dpctl(t, "-pins", c.Nodes[1].Pins, "ct", "list", "-proto", "udp", "-src", "10.0.0.0/8"))
 
 	out := dpctl(t, "-pins", pins, "metrics", "list")
-	require.Regexp(t, `^OUTCOME +DIRECTION +PROGRAM +PACKETS +BYTES\n`, out)
-	require.Regexp(t, `(?m)^to overlay +egress +from endpoint +[1-9]\d* +\d+$`, out)
+	require.Regexp(t, `^OUTCOME +PROGRAM +PACKETS +BYTES\n`, out)
+	require.Regexp(t, `(?m)^to overlay +from endpoint +[1-9]\d* +\d+$`, out)
 	var metrics []show.Metric
 	decode(t, &metrics, "-pins", pins, "metrics", "list")
 	require.Equal(t, strings.Count(out, "\n"), len(metrics)+1)
+	for _, m := range metrics {
+		require.Equal(t, m.Program == "from endpoint", m.Direction == "egress")
+	}
 }
 
 func quote(s string) string {

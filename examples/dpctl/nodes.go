@@ -21,6 +21,9 @@ func findNodes(dir string) (nodes []node, several bool, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, false, err
 	}
+	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
+		return nil, false, fmt.Errorf("%s is a file and not a folder of pins", dir)
+	}
 	is, err := maps.IsBPFFS(dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):

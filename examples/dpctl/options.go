@@ -19,9 +19,11 @@ const usage = `Shows the tables of a running datapath. It reads what is pinned a
 
   sudo go run ./examples/dpctl [-pins DIR] [-json] COMMAND
 
+Root is needed.
+
 Commands:
   endpoint list    the workloads of the node: addresses, identity, MACs
-  tunnel list      the prefixes of other nodes
+  tunnel list      the prefixes of other nodes, and those nodes' own addresses
   ct list          connections: where they come from and where they are sent
   metrics list     what became of the packets, by outcome and program
   status           what is attached where and in which order, and how full it is
@@ -33,8 +35,9 @@ Flags:
   -json            one JSON document: what a node has, or with several nodes an
                    object of that by their names
   -src, -dst ADDR  ct list: only from, to this address or prefix
-  -port N          ct list: only with this port on either side
+  -port N          ct list: only with this port on either side, 1 to 65535
   -proto NAME      ct list: only tcp, udp, icmp, icmpv6 or sctp
+  -state NAME      ct list: only new, established or closing
   -netns PATH      status: the node's namespace, if it is not found by itself
 
 Examples, once it is built (go build ./examples/dpctl):
@@ -42,8 +45,23 @@ Examples, once it is built (go build ./examples/dpctl):
   sudo ./dpctl -pins /run/datapath/dp/bpf/node1 ct list -proto tcp -dst 10.244.2.0/24
   sudo ./dpctl status -json | jq '.node1.hooks'
 
-In rows, sent=12/3400 is 12 packets of 3400 bytes in all; vni=identity means that
-packets carry the identity of who sends them.
+In rows, sent=12/3400 is 12 packets of 3400 bytes in all. vni=identity means that
+packets carry the identity of who sends them; in JSON that is "vni": 0. MACs are
+in capitals in rows and in lower case in JSON.
+
+A flow is new until the side that began has answered a reply (one question and
+one answer of UDP stay new), then established; it is closing when both sides
+have closed it or one has broken it off.
+
+Of the outcomes, answered is what a program has answered itself: questions of
+endpoints for their gateway (ARP, NDP) and echoes to an address of services.
+Multicast is dropped; kernels send some unasked.
+
+The direction of a hook is the device's: what an endpoint sends is ingress of
+its device on the node. In the JSON of metrics it is the endpoint's: the same
+packets are egress.
+
+The exit code is 0, 1 if something could not be read, 2 for a bad command line.
 `
 
 var defaultPins = filepath.Join(cluster.DefaultDir, "dp", "bpf")
@@ -52,13 +70,13 @@ type options struct {
 	pins, netns string
 	json        bool
 	command     *command
-	match       func(conntrack.Tuple) bool // nil: all
+	match       func(conntrack.Flow) bool
 }
 
 // parse takes flags before, between and behind the words of the command.
 func parse(args []string) (options, error) {
 	var o options
-	var src, dst, proto string
+	var src, dst, proto, state string
 	var port uint
 	fs := flag.NewFlagSet("dpctl", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
@@ -68,6 +86,7 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&src, "src", "", "")
 	fs.StringVar(&dst, "dst", "", "")
 	fs.StringVar(&proto, "proto", "", "")
+	fs.StringVar(&state, "state", "", "")
 	fs.UintVar(&port, "port", 0, "")
 	var words []string
 	for len(args) > 0 {
@@ -88,58 +107,94 @@ func parse(args []string) (options, error) {
 	case name == "":
 		return o, errors.New("no command")
 	case o.command == nil:
-		return o, fmt.Errorf("%q is not a command", name)
+		return o, fmt.Errorf("%q is not a command%s", name, suggestion(words[0]))
+	case o.pins == "":
+		return o, errors.New("-pins: want a folder")
 	}
-	var foreign error
-	fs.Visit(func(f *flag.Flag) {
-		only := map[string]string{"src": "ct list", "dst": "ct list", "port": "ct list", "proto": "ct list", "netns": "status"}[f.Name]
+	// What was given, and not what a default would say.
+	var f filter
+	var err error
+	fs.Visit(func(given *flag.Flag) {
+		only := map[string]string{"src": "ct list", "dst": "ct list", "port": "ct list", "proto": "ct list", "state": "ct list", "netns": "status"}[given.Name]
 		if only != "" && only != name {
-			foreign = fmt.Errorf("-%s is for %s", f.Name, only)
+			err = fmt.Errorf("-%s is for %s", given.Name, only)
+		}
+		if err != nil {
+			return
+		}
+		switch given.Name {
+		case "src":
+			f.Src, err = prefixOf(src)
+		case "dst":
+			f.Dst, err = prefixOf(dst)
+		case "proto":
+			f.Protocol, err = conntrack.ParseProtocol(proto)
+		case "state":
+			f.state, err = stateOf(state)
+		case "port":
+			if f.port = port; port < 1 || port > 65535 {
+				err = fmt.Errorf("want 1 to 65535 and not %d", port)
+			}
+		case "netns":
+			if o.netns == "" {
+				err = errors.New("want the path of a namespace")
+			}
+		}
+		if err != nil {
+			err = fmt.Errorf("-%s: %w", given.Name, err)
 		}
 	})
-	if foreign != nil {
-		return o, foreign
-	}
-	if name == "ct list" {
-		var err error
-		o.match, err = filter(src, dst, proto, port)
-		return o, err
-	}
-	return o, nil
+	o.match = f.match
+	return o, err
 }
 
-func filter(src, dst, proto string, port uint) (func(conntrack.Tuple) bool, error) {
-	var f conntrack.Filter
-	var err error
-	if f.Src, err = prefixOf(src); err != nil {
-		return nil, fmt.Errorf("-src: %w", err)
-	}
-	if f.Dst, err = prefixOf(dst); err != nil {
-		return nil, fmt.Errorf("-dst: %w", err)
-	}
-	if port > 65535 {
-		return nil, fmt.Errorf("-port %d: want 1 to 65535", port)
-	}
-	if proto != "" {
-		if f.Protocol, err = conntrack.ParseProtocol(proto); err != nil {
-			return nil, fmt.Errorf("-proto: %w", err)
+// suggestion is the commands that begin with the word, or that it begins.
+func suggestion(word string) string {
+	var near []string
+	for _, c := range commands {
+		first, _, _ := strings.Cut(c.name, " ")
+		if strings.HasPrefix(first, word) || strings.HasPrefix(word, first) {
+			near = append(near, c.name)
 		}
 	}
-	return func(t conntrack.Tuple) bool {
-		return f.Match(t) && (port == 0 || uint(t.Src.Port()) == port || uint(t.Dst.Port()) == port)
-	}, nil
+	if len(near) == 0 {
+		return ""
+	}
+	return ": do you mean " + strings.Join(near, " or ") + "?"
 }
 
-// prefixOf reads an address or a prefix; "" is all.
-func prefixOf(s string) (netip.Prefix, error) {
-	if s == "" {
-		return netip.Prefix{}, nil
+// filter is which flows are wanted: the zero filter is all.
+type filter struct {
+	conntrack.Filter
+	port  uint // of either side
+	state conntrack.State
+}
+
+func (f filter) match(flow conntrack.Flow) bool {
+	t := flow.Original
+	return f.Match(t) && (f.port == 0 || uint(t.Src.Port()) == f.port || uint(t.Dst.Port()) == f.port) &&
+		(f.state == 0 || flow.State == f.state)
+}
+
+func stateOf(s string) (conntrack.State, error) {
+	for _, state := range []conntrack.State{conntrack.StateNew, conntrack.StateEstablished, conntrack.StateClosing} {
+		if strings.EqualFold(s, state.String()) {
+			return state, nil
+		}
 	}
+	return 0, fmt.Errorf("%q: want new, established or closing", s)
+}
+
+// prefixOf reads an address or a prefix.
+func prefixOf(s string) (netip.Prefix, error) {
 	if p, err := netip.ParsePrefix(s); err == nil {
-		return p.Masked(), nil
+		if p != p.Masked() {
+			return netip.Prefix{}, fmt.Errorf("%s has bits behind the prefix: want %s, or the address alone", s, p.Masked())
+		}
+		return p, nil
 	}
 	a, err := netip.ParseAddr(s)
-	if err != nil {
+	if err != nil || a.Zone() != "" {
 		return netip.Prefix{}, fmt.Errorf("%q is neither an address nor a prefix", s)
 	}
 	a = a.Unmap()

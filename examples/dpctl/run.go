@@ -8,9 +8,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
 
-	"golang.org/x/sys/unix"
+	"github.com/godatapath/datapath/examples/internal/cli"
 )
 
 // run is the program: it returns its exit code.
@@ -24,19 +23,15 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "dpctl: %v (see -h)\n", err)
 		return 2
 	}
-	if err := report(o, stdout); err != nil {
-		fmt.Fprintln(stderr, "dpctl:", explain(err))
+	err = cli.Need("to read pinned tables", cli.SysAdmin)
+	if err == nil {
+		err = report(o, stdout)
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "dpctl:", err)
 		return 1
 	}
 	return 0
-}
-
-// explain says what to do about the error that everybody meets first.
-func explain(err error) error {
-	if errors.Is(err, os.ErrPermission) && unix.Geteuid() != 0 {
-		return errors.New("this needs root, to read pinned tables: run it with sudo")
-	}
-	return err
 }
 
 // report runs the command on each node. What can be shown is, also when something

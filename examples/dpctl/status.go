@@ -41,15 +41,18 @@ func readStatus(o options, pins string) (printed, error) {
 	if err != nil {
 		return nil, absent("running datapath", pins, err)
 	}
+	ns, missing := findNamespace(o.netns, state.NetnsCookie)
+	if missing != nil && o.netns != "" {
+		return nil, missing // the wrong one was named
+	}
+	defer ns.Close()
 	s := &status{NetnsCookie: state.NetnsCookie, Epoch: state.Epoch}
 	if err := s.readTables(pins); err != nil {
 		return nil, err
 	}
-	ns, err := findNamespace(o.netns, state.NetnsCookie)
-	if err != nil {
-		return s, err
+	if missing != nil {
+		return s, missing
 	}
-	defer ns.Close()
 	s.Netns = ns.Path()
 	if s.Hooks, err = readHooks(pins, ns, s.behind); err != nil {
 		return s, err
@@ -141,7 +144,7 @@ func (s *status) print(w io.Writer, indent string) error {
 		add("tunnel", "%d prefixes of other nodes", *s.Prefixes)
 	}
 	if f := s.Flows; f != nil {
-		add("flows", "%d: %d established, %d new", f.Established+f.New, f.Established, f.New)
+		add("flows", "%d: %d new, %d established, %d closing", f.Flows(), f.New, f.Established, f.Closing)
 		add("", "%d of %d entries in use, %.2f%%", f.Entries, f.Capacity, 100*f.Fill)
 		add("", "created %d, confirmed %d, evicted %d, reused %d, fragments not remembered %d", f.Created, f.Confirmed, f.Evicted, f.Reused, f.FragmentsNotRemembered)
 		add("", "insert errors %s", f.Errors())

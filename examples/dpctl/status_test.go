@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -84,8 +85,8 @@ func TestStatusShowsWhoElseIsThere(t *testing.T) {
 	require.Regexp(t, `(?m)^  dp_vxlan +ingress +1\. +tcx +from_overlay +ours `, out)
 	require.Contains(t, out, "namespace  "+filepath.Join(devices.NamespaceDir, node.Netns)+" (cookie ")
 	require.Regexp(t, `(?m)^endpoints +1$`, out)
-	require.Regexp(t, `(?m)^tunnel +2 prefixes of other nodes$`, out)
-	require.Regexp(t, `(?m)^flows +\d+: \d+ established, \d+ new$`, out)
+	require.Regexp(t, `(?m)^tunnel +3 prefixes of other nodes$`, out)
+	require.Regexp(t, `(?m)^flows +\d+: \d+ new, \d+ established, \d+ closing$`, out)
 	require.Regexp(t, `(?m)^ +\d+ of 131072 entries in use, \d\.\d\d%$`, out)
 	require.Regexp(t, `(?m)^ +created \d+, confirmed \d+, evicted 0, reused \d+,`, out)
 	require.Regexp(t, `(?m)^ +insert errors 0$`, out)
@@ -99,7 +100,7 @@ func TestStatusShowsWhoElseIsThere(t *testing.T) {
 	require.Equal(t, want.Epoch, s.Epoch)
 	require.Equal(t, want.NetnsCookie, s.NetnsCookie)
 	require.Equal(t, 1, *s.Endpoints)
-	require.Equal(t, 2, *s.Prefixes)
+	require.Equal(t, 3, *s.Prefixes)
 	require.Equal(t, 131072, s.Flows.Capacity)
 	require.NotNil(t, s.Drops)
 	require.Len(t, all["node2"].Hooks, len(s.Hooks), "what is alien is on hooks of ours")
@@ -142,8 +143,14 @@ func TestStatusOfANamespaceWithoutAName(t *testing.T) {
 	require.Len(t, s.Hooks, 3)
 	require.NoFileExists(t, path)
 
-	require.Contains(t, fails(t, 1, "-pins", node.Pins, "-netns", "/proc/self/ns/net", "status"), "/proc/self/ns/net is not the node's namespace")
-	require.Contains(t, fails(t, 1, "-pins", node.Pins, "-netns", "/nowhere", "status"), "open namespace /nowhere")
+	for wrong, want := range map[string]string{
+		"/proc/self/ns/net": "/proc/self/ns/net is not the node's namespace", "/nowhere": "open namespace /nowhere",
+	} {
+		var out, errs bytes.Buffer
+		require.Equal(t, 1, run([]string{"-pins", node.Pins, "-netns", wrong, "status"}, &out, &errs))
+		require.Contains(t, errs.String(), want)
+		require.Empty(t, out.String(), "a wrong place shows nothing")
+	}
 }
 
 // descriptorOf finds the descriptor that holds a namespace.

@@ -177,6 +177,7 @@ type TableFlowFlag uint32
 const (
 	TableFlowFlagFLOW_REPLY     TableFlowFlag = 1
 	TableFlowFlagFLOW_CONDEMNED TableFlowFlag = 2
+	TableFlowFlagFLOW_OPENED    TableFlowFlag = 4
 )
 
 type TableFlowSeen uint32

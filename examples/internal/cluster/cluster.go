@@ -40,8 +40,8 @@ type Config struct {
 // The addresses of a cluster: node n has underlay address 10+n, and the
 // endpoints of node n have the prefixes 10.244.n.0/24 and fd00:244:n::/64.
 const (
-	maxNodes     = 200
-	maxEndpoints = 200
+	MaxNodes     = 200
+	MaxEndpoints = 200 // on each node
 	// FirstIdentity is the identity of the first endpoint; each has its own.
 	FirstIdentity = 1000
 )
@@ -106,6 +106,12 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	return c, nil
 }
 
+// Check tells what is wrong with the Config, as Start would.
+func (cfg Config) Check() error {
+	_, err := cfg.withDefaults()
+	return err
+}
+
 func (cfg Config) withDefaults() (Config, error) {
 	if cfg.Name == "" {
 		cfg.Name = "dp"
@@ -120,14 +126,14 @@ func (cfg Config) withDefaults() (Config, error) {
 		cfg.Endpoints = 2
 	}
 	cfg.Endpoints = max(cfg.Endpoints, 0)
-	if cfg.Nodes < 1 || cfg.Nodes > maxNodes {
-		return cfg, fmt.Errorf("%d nodes: want 1 to %d", cfg.Nodes, maxNodes)
+	if cfg.Nodes < 1 || cfg.Nodes > MaxNodes {
+		return cfg, fmt.Errorf("%d nodes: want 1 to %d", cfg.Nodes, MaxNodes)
 	}
 	if cfg.Wire && cfg.Nodes != 2 {
 		return cfg, fmt.Errorf("%d nodes on one wire: want 2", cfg.Nodes)
 	}
-	if cfg.Endpoints > maxEndpoints {
-		return cfg, fmt.Errorf("%d endpoints on a node: want up to %d", cfg.Endpoints, maxEndpoints)
+	if cfg.Endpoints > MaxEndpoints {
+		return cfg, fmt.Errorf("%d endpoints on a node: want up to %d", cfg.Endpoints, MaxEndpoints)
 	}
 	if cfg.Port == 0 {
 		cfg.Port = tunnel.DefaultPort
@@ -167,8 +173,9 @@ func (c *Cluster) Close() error {
 // mounts the bpf filesystem.
 func (c *Cluster) claim() error {
 	release, err := lock(c.dir)
-	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("a cluster named %s is up: end it or choose another name: %w", c.Name, err)
+	if held := (*heldError)(nil); errors.As(err, &held) {
+		held.name = c.Name
+		return held
 	}
 	if err != nil {
 		return fmt.Errorf("take the folder of the cluster: %w", err)

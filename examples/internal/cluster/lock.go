@@ -7,14 +7,32 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
+// heldError says that a cluster of that name is up. It is os.ErrExist.
+type heldError struct {
+	name string
+	pid  int // of its process; 0: it has not said yet
+}
+
+func (e *heldError) Error() string {
+	by := ""
+	if e.pid != 0 {
+		by = fmt.Sprintf(" (process %d)", e.pid)
+	}
+	return fmt.Sprintf("a cluster named %s is up%s: end it or choose another name", e.name, by)
+}
+
+func (e *heldError) Is(target error) bool { return target == os.ErrExist }
+
 // lock makes the folder dir and holds a file in it for the life of the process,
-// so that a cluster that was killed can be told from one that is up. A taken one
-// is os.ErrExist. release removes the folder, and [DefaultDir] with the last
-// cluster in it.
+// so that a cluster that was killed can be told from one that is up. The file
+// has the number of the process. A taken one is a [*heldError]. release removes
+// the folder, and [DefaultDir] with the last cluster in it.
 func lock(dir string) (release func() error, err error) {
 	path := filepath.Join(dir, "lock")
 	for {
@@ -31,15 +49,18 @@ func lock(dir string) (release func() error, err error) {
 			return nil, err
 		}
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			f.Close()
+			defer f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
-				err = os.ErrExist
+				return nil, &heldError{pid: readPID(f)}
 			}
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
 		if !isAt(f, path) {
 			f.Close() // its owner has removed it between our two steps
 			continue
+		}
+		if err := writePID(f); err != nil {
+			return nil, errors.Join(err, os.Remove(path), f.Close())
 		}
 		return func() error {
 			err := errors.Join(os.Remove(path), f.Close(), removeEmpty(dir))
@@ -49,6 +70,29 @@ func lock(dir string) (release func() error, err error) {
 			return err
 		}, nil
 	}
+}
+
+func writePID(f *os.File) error {
+	text := strconv.Itoa(os.Getpid()) + "\n"
+	err := f.Truncate(0) // of one that was killed
+	if err == nil {
+		_, err = f.WriteAt([]byte(text), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("write the number of this process: %w", err)
+	}
+	return nil
+}
+
+// readPID returns 0 if there is none.
+func readPID(f *os.File) int {
+	text := make([]byte, 20)
+	n, _ := f.ReadAt(text, 0)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
+	if err != nil {
+		return 0
+	}
+	return pid
 }
 
 func isAt(f *os.File, path string) bool {

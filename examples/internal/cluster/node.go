@@ -100,7 +100,7 @@ func (c *Cluster) addNode(ctx context.Context, index int) error {
 			Node:     n,
 			Addrs:    []netip.Addr{addr("10.244.%d.%d", index, 9+i), addr("fd00:244:%x::%x", index, 0x0f+i)},
 			ID:       uint32(i),
-			Identity: maps.Identity(FirstIdentity + (index-1)*maxEndpoints + i - 1),
+			Identity: maps.Identity(FirstIdentity + (index-1)*MaxEndpoints + i - 1),
 		}
 		if e.Namespace, err = c.namespace(e.Name); err != nil {
 			return err
@@ -184,7 +184,10 @@ func (n *Node) route(prefixes []netip.Prefix) error {
 	return devices.EnsureRoutes(n.Namespace, devices.DefaultHostName, routes)
 }
 
-// knowPeers tells the node where the prefixes of the others are.
+// knowPeers tells the node where the prefixes of the others are. The other nodes'
+// own addresses are among them: nobody masquerades here, so an endpoint reaches
+// another node by the overlay or not at all. They get no route: this node itself
+// reaches its neighbours by the underlay.
 func (n *Node) knowPeers(all []*Node) error {
 	var peers []tunnel.Peer
 	var prefixes []netip.Prefix
@@ -196,6 +199,8 @@ func (n *Node) knowPeers(all []*Node) error {
 			peers = append(peers, tunnel.Peer{Prefix: p, Node: other.Underlay()})
 			prefixes = append(prefixes, p)
 		}
+		own := other.Underlay()
+		peers = append(peers, tunnel.Peer{Prefix: netip.PrefixFrom(own, own.BitLen()), Node: own})
 	}
 	if _, err := n.Peers.Sync(peers); err != nil {
 		return err

@@ -52,13 +52,13 @@ type Verdict struct {
 
 // Flows reads the flows that match, in the order of their addresses. A nil match
 // is all of them.
-func Flows(t *conntrack.Table, match func(conntrack.Tuple) bool) ([]Flow, error) {
+func Flows(t *conntrack.Table, match func(conntrack.Flow) bool) ([]Flow, error) {
 	out := []Flow{}
 	for f, err := range t.All() {
 		if err != nil {
 			return nil, err
 		}
-		if match != nil && !match(f.Original) {
+		if match != nil && !match(f) {
 			continue
 		}
 		out = append(out, Flow{

@@ -15,8 +15,9 @@ import (
 
 // FlowStats is the flow table in numbers.
 type FlowStats struct {
-	Established            uint64            `json:"established"` // flows now
-	New                    uint64            `json:"new"`         // flows now whose originator has not answered a reply
+	Established            uint64            `json:"established"` // flows now whose originator has answered a reply
+	New                    uint64            `json:"new"`         // and those where it has not
+	Closing                uint64            `json:"closing"`     // and those that both ends have closed, or one has broken off
 	Entries                int               `json:"entries"`     // two a flow
 	Capacity               int               `json:"capacity"`    // in entries
 	Fill                   float64           `json:"fill"`        // 0 to 1
@@ -28,16 +29,33 @@ type FlowStats struct {
 	FragmentsNotRemembered uint64            `json:"fragmentsNotRemembered"`
 }
 
-// Stats reads the flow table's numbers.
+// Flows is how many there are now.
+func (s FlowStats) Flows() uint64 { return s.New + s.Established + s.Closing }
+
+// Stats reads the flow table's numbers. It counts flows by the state that
+// [Flows] tells, and so walks over all of them.
 func Stats(t *conntrack.Table) (FlowStats, error) {
 	s, err := t.Stats()
 	if err != nil {
 		return FlowStats{}, err
 	}
 	out := FlowStats{
-		Established: s.Established, New: s.New, Entries: s.Entries, Capacity: s.Capacity, Fill: s.Fill(),
+		Entries: s.Entries, Capacity: s.Capacity, Fill: s.Fill(),
 		Created: s.Created, Confirmed: s.Confirmed, Evicted: s.Evicted, Reused: s.Reused,
 		InsertErrors: map[string]uint64{}, FragmentsNotRemembered: s.FragmentsNotRemembered,
+	}
+	for f, err := range t.All() {
+		if err != nil {
+			return FlowStats{}, err
+		}
+		switch f.State {
+		case conntrack.StateNew:
+			out.New++
+		case conntrack.StateEstablished:
+			out.Established++
+		case conntrack.StateClosing:
+			out.Closing++
+		}
 	}
 	for errno, n := range s.InsertErrors {
 		name := unix.ErrnoName(errno)
@@ -49,10 +67,16 @@ func Stats(t *conntrack.Table) (FlowStats, error) {
 	return out, nil
 }
 
+// FlowsLegend explains the states of flows.
+var FlowsLegend = []string{
+	"new: the side that began has not answered a reply yet, as in one question and one answer of UDP",
+	"established: it has; closing: both sides have closed it, or one has broken it off",
+}
+
 // Row is the numbers that change on a healthy node.
 func (s FlowStats) Row() Row {
 	return Row{
-		fmt.Sprintf("flows=%d", s.Established+s.New), fmt.Sprintf("established=%d", s.Established), fmt.Sprintf("new=%d", s.New),
+		fmt.Sprintf("flows=%d", s.Flows()), fmt.Sprintf("new=%d", s.New), fmt.Sprintf("established=%d", s.Established), fmt.Sprintf("closing=%d", s.Closing),
 		fmt.Sprintf("full=%.2f%%", 100*s.Fill), fmt.Sprintf("created=%d", s.Created),
 		fmt.Sprintf("evicted=%d", s.Evicted), "insert-errors=" + s.Errors(),
 	}

@@ -15,7 +15,7 @@ type Metric struct {
 	Outcome   string `json:"outcome"` // what was done, or why it was dropped
 	Dropped   bool   `json:"dropped"`
 	Program   string `json:"program"`
-	Direction string `json:"direction"` // egress: from an endpoint
+	Direction string `json:"direction"` // as endpoints see it, see maps.Metric: egress is what one has sent
 	Packets   uint64 `json:"packets"`
 	Bytes     uint64 `json:"bytes"` // with the link-layer header
 }
@@ -43,9 +43,16 @@ func Metrics(t *maps.Metrics) ([]Metric, error) {
 }
 
 // MetricsHeading is the row above those of [MetricRows].
-var MetricsHeading = Row{"OUTCOME", "DIRECTION", "PROGRAM", "PACKETS", "BYTES"}
+var MetricsHeading = Row{"OUTCOME", "PROGRAM", "PACKETS", "BYTES"}
 
-// MetricRows has a row for each counter.
+// MetricsLegend explains what an operator asks about the rows of [MetricRows].
+var MetricsLegend = []string{
+	"answered: by the program itself, as questions of endpoints for their gateway (ARP, NDP)",
+	"dropped: multicast: it is not carried; kernels send some unasked, to look for routers and groups",
+}
+
+// MetricRows has a row for each counter. The program tells where the packets came
+// from: their direction would say the same in a word that hooks use otherwise.
 func MetricRows(all []Metric) []Row {
 	var rows []Row
 	for _, m := range all {
@@ -53,7 +60,7 @@ func MetricRows(all []Metric) []Row {
 		if m.Dropped {
 			outcome = "dropped: " + outcome
 		}
-		rows = append(rows, Row{outcome, m.Direction, m.Program, strconv.FormatUint(m.Packets, 10), strconv.FormatUint(m.Bytes, 10)})
+		rows = append(rows, Row{outcome, m.Program, strconv.FormatUint(m.Packets, 10), strconv.FormatUint(m.Bytes, 10)})
 	}
 	return rows
 }

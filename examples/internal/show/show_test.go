@@ -62,8 +62,8 @@ func TestRows(t *testing.T) {
 		{Prefix: netip.MustParsePrefix("10.42.9.0/24"), Node: netip.MustParseAddr("172.16.16.122"), VNI: 700},
 	})))
 	require.Equal(t, ""+
-		"to overlay               egress  from endpoint  12  3400\n"+
-		"dropped: spoofed source  egress  from endpoint   1    60\n",
+		"to overlay               from endpoint  12  3400\n"+
+		"dropped: spoofed source  from endpoint   1    60\n",
 		written(t, "", MetricRows([]Metric{
 			{Outcome: "to overlay", Program: "from endpoint", Direction: "egress", Packets: 12, Bytes: 3400},
 			{Outcome: "spoofed source", Dropped: true, Program: "from endpoint", Direction: "egress", Packets: 1, Bytes: 60},
@@ -99,8 +99,8 @@ func TestFlowRows(t *testing.T) {
 
 func TestStatsRow(t *testing.T) {
 	t.Parallel()
-	s := FlowStats{Established: 2, New: 1, Fill: 0.1234, Created: 5, Evicted: 3}
-	require.Equal(t, "flows=3 established=2 new=1 full=12.34% created=5 evicted=3 insert-errors=0\n", written(t, "", []Row{s.Row()}))
+	s := FlowStats{Established: 2, New: 1, Closing: 4, Fill: 0.1234, Created: 8, Evicted: 3}
+	require.Equal(t, "flows=7 new=1 established=2 closing=4 full=12.34% created=8 evicted=3 insert-errors=0\n", written(t, "", []Row{s.Row()}))
 	s.InsertErrors = map[string]uint64{"ENOMEM": 1, "E2BIG": 22}
 	require.Equal(t, "E2BIG:22,ENOMEM:1", s.Errors())
 }

@@ -15,7 +15,7 @@ import (
 type Peer struct {
 	Prefix netip.Prefix `json:"prefix"`
 	Node   netip.Addr   `json:"node"`
-	VNI    uint32       `json:"vni"` // 0: the identity of the sender
+	VNI    uint32       `json:"vni"` // 0: the identity of who sends
 }
 
 // Peers reads the peers table, in the order of the prefixes.
@@ -31,6 +31,11 @@ func Peers(t *tunnel.Peers) ([]Peer, error) {
 		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
 	})
 	return out, nil
+}
+
+// PeersLegend explains the rows of [PeerRows].
+var PeersLegend = []string{
+	"vni=identity: packets carry the identity of the endpoint that sends them",
 }
 
 // PeerRows has a row for each prefix.

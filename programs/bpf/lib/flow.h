@@ -443,7 +443,7 @@ static __always_inline int flow_is_answer(struct __sk_buff *skb, const struct pa
 
 	if (p->tuple.protocol == IPPROTO_ICMP || p->tuple.protocol == IPPROTO_ICMPV6)
 		return 0;
-	if (p->tuple.protocol != IPPROTO_TCP || !reply->slot)
+	if (p->tuple.protocol != IPPROTO_TCP || !(reply->flags & FLOW_OPENED))
 		return 1;
 	if (!(p->tcp_flags & TCP_ACK) || p->kind != PACKET_PLAIN ||
 	    bpf_skb_load_bytes(skb, p->l4 + __builtin_offsetof(struct tcphdr, ack), &ack, sizeof(ack)))
@@ -451,7 +451,7 @@ static __always_inline int flow_is_answer(struct __sk_buff *skb, const struct pa
 	return ntohl(ack) - reply->slot < FLOW_ACK_WINDOW;
 }
 
-/* Notes what the opening of the replying side is to be answered with, never 0. */
+/* Notes what the opening of the replying side is to be answered with. */
 static __always_inline void flow_note_opening(struct __sk_buff *skb, const struct packet *p, struct flow *reply)
 {
 	__be32 seq;
@@ -460,7 +460,7 @@ static __always_inline void flow_note_opening(struct __sk_buff *skb, const struc
 	    bpf_skb_load_bytes(skb, p->l4 + __builtin_offsetof(struct tcphdr, seq), &seq, sizeof(seq)))
 		return;
 	reply->slot = ntohl(seq) + 1;
-	reply->slot += !reply->slot;
+	reply->flags |= FLOW_OPENED;
 }
 
 /*
@@ -486,7 +486,9 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 	 * is written of this one before the look at that one, so at least one of
 	 * the two packets notices the other.
 	 */
-	__sync_lock_test_and_set(&f->epoch, f->flags & FLOW_CONDEMNED ? 0 : f->judged);
+	__sync_lock_test_and_set(&f->epoch, f->judged);
+	if (f->flags & FLOW_CONDEMNED) /* looked at after the exchange: it may have come in between */
+		__sync_lock_test_and_set(&f->epoch, 0);
 	if (f->flags & FLOW_REPLY) {
 		if (first) {
 			/* The originator's next packet must come this way to confirm. */
@@ -497,7 +499,8 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 	} else if (f->stage == FLOW_NEW) {
 		other = flow_lookup(&f->peer);
 		if (other && (other->seen & SEEN_PACKET)) {
-			if ((p->tcp_flags & TCP_SYN) || !flow_is_answer(skb, p, other))
+			/* A refusal is a reply too, and nothing can be said to it. */
+			if ((p->tcp_flags & TCP_SYN) || flow_is_closing(f, other) || !flow_is_answer(skb, p, other))
 				f->epoch = 0; /* what confirms is still to come */
 			else
 				flow_confirm(f, other, &p->tuple);

@@ -55,7 +55,7 @@ static __always_inline int overlay_read(const struct __sk_buff *skb, struct send
 	if (overlay_ipv6) {
 		struct ipv6hdr *ip = packet_at(skb, ETH_HLEN);
 
-		if (skb->protocol != htons(ETH_P_IPV6) || ip->nexthdr != IPPROTO_UDP ||
+		if (skb->protocol != htons(ETH_P_IPV6) || ip->version_class >> 4 != 6 || ip->nexthdr != IPPROTO_UDP ||
 		    (ip->class_flow[0] & IPV6_ECN_MASK) == IPV6_ECN_MASK || ip->payload_len != udp->len)
 			return 0;
 		address_from_ipv6(&to, ip->daddr);

@@ -28,7 +28,7 @@ static __always_inline int path_starts_anew(const struct packet *p, const struct
 /* An existing verdict is good for this packet: current, and for this way in. */
 static __always_inline int path_is_judged(const struct __sk_buff *skb, const struct flow *f)
 {
-	return f->judged == node.epoch && f->verdict.iif == skb->ifindex;
+	return f->judged == node.epoch && f->verdict.iif == skb->ifindex && !(f->flags & FLOW_CONDEMNED);
 }
 
 /*

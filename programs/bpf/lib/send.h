@@ -101,6 +101,9 @@ static __always_inline int send(struct __sk_buff *skb, const struct packet *p, c
 		count(skb, program, ACTION_TO_HOST);
 		return (int)bpf_redirect(v->oif, BPF_F_INGRESS);
 	}
+	/* An entry that was found while another CPU gave its memory to a new flow says nothing yet. */
+	if (unlikely(v->action != ACTION_PASS))
+		return drop(skb, program, DROP_FLOW_CHANGED);
 	count(skb, program, ACTION_PASS);
 	return TCX_NEXT;
 }

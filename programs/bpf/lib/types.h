@@ -198,6 +198,7 @@ enum flow_stage {
 enum flow_flag {
 	FLOW_REPLY = 1,     /* this entry is the direction of the replies */
 	FLOW_CONDEMNED = 2, /* its slot is about to be taken: its verdict is used no more */
+	FLOW_OPENED = 4,    /* of a reply of TCP: its opening has been seen, and slot says what answers it */
 };
 
 enum flow_seen {
