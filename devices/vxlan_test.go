@@ -34,7 +34,7 @@ func TestVXLAN(t *testing.T) {
 	ns := newNS(t)
 	got, err := EnsureVXLAN(ns, VXLAN{})
 	require.NoError(t, err)
-	require.Equal(t, find(t, ns, "dp_vxlan"), got)
+	require.Equal(t, find(t, ns, "dp_vxlan"), got.Link)
 	require.True(t, got.Up)
 	require.Equal(t, 1450, got.MTU)
 	require.Equal(t, "vxlan", got.Kind)
