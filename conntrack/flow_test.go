@@ -237,7 +237,7 @@ func TestStats(t *testing.T) {
 	put(t, table, tuple(UDP, "10.9.0.1:1", "10.9.0.2:2"), bpf.TableFlow{LastSeen: now, Stage: uint32(bpf.TableFlowStageFLOW_NEW)}, bpf.TableFlow{LastSeen: now})
 	cpus := ebpf.MustPossibleCPU()
 	want := map[bpf.TableFlowEvent]uint64{}
-	for event := range bpf.TableFlowEventFLOW_FRAGMENTS_FULL + 1 {
+	for event := range bpf.TableFlowEventFLOW_ENDED + 1 {
 		perCPU := make([]uint64, cpus)
 		for i := range perCPU {
 			perCPU[i] = uint64(event+1)*100 + uint64(i)
@@ -250,7 +250,7 @@ func TestStats(t *testing.T) {
 	assert.Equal(t, Stats{
 		Entries: 22, Capacity: 200, Established: 10, New: 1,
 		Created: want[bpf.TableFlowEventFLOW_CREATED], Confirmed: want[bpf.TableFlowEventFLOW_CONFIRMATIONS],
-		Evicted: want[bpf.TableFlowEventFLOW_EVICTED], Reused: want[bpf.TableFlowEventFLOW_REUSED],
+		Evicted: want[bpf.TableFlowEventFLOW_EVICTED], Reused: want[bpf.TableFlowEventFLOW_REUSED], Ended: want[bpf.TableFlowEventFLOW_ENDED],
 		FragmentsNotRemembered: want[bpf.TableFlowEventFLOW_FRAGMENTS_FULL],
 		InsertErrors: map[unix.Errno]uint64{
 			unix.E2BIG: want[bpf.TableFlowEventFLOW_FULL], unix.ENOMEM: want[bpf.TableFlowEventFLOW_NO_MEMORY],

@@ -18,6 +18,7 @@ type Stats struct {
 	Created, Confirmed uint64
 	Evicted            uint64 // unconfirmed flows that newer ones pushed out
 	Reused             uint64 // closed connections whose tuple came again
+	Ended              uint64 // closed connections that later ones took the place of, before they expired
 	// InsertErrors are flows that could not be remembered, whose packets went on
 	// all the same: unix.E2BIG the table is full, unix.ENOMEM, unix.EBUSY a lock
 	// was taken (kernels before 6.15), 0 anything else. What did not happen is
@@ -54,6 +55,7 @@ func (t *Table) Stats() (Stats, error) {
 		Confirmed:              events[bpf.TableFlowEventFLOW_CONFIRMATIONS],
 		Evicted:                events[bpf.TableFlowEventFLOW_EVICTED],
 		Reused:                 events[bpf.TableFlowEventFLOW_REUSED],
+		Ended:                  events[bpf.TableFlowEventFLOW_ENDED],
 		FragmentsNotRemembered: events[bpf.TableFlowEventFLOW_FRAGMENTS_FULL],
 		InsertErrors:           map[unix.Errno]uint64{},
 	}

@@ -25,6 +25,7 @@ type model struct {
 	peers     map[netip.Prefix]netip.Addr
 	gateways  map[netip.Addr]bool
 	flows     map[conntrack.Tuple]*modelFlow // by both directions
+	over      map[uint32]conntrack.Tuple     // closed connections, by their places
 }
 
 type modelEndpoint struct {
@@ -35,6 +36,7 @@ type modelEndpoint struct {
 type modelFlow struct {
 	original  conntrack.Tuple
 	confirmed bool
+	closed    bool // its verdicts are not used from the cache any more, and a later one may take its place
 	opened    bool // the replying side has opened, and its number is known
 	seen      map[conntrack.Tuple]bool
 	fin, rst  map[conntrack.Tuple]bool
@@ -48,6 +50,7 @@ func newModel() *model {
 		peers:     map[netip.Prefix]netip.Addr{netip.MustParsePrefix("10.244.2.0/24"): redNode, netip.MustParsePrefix("fd00:244:2::/64"): redNode},
 		gateways:  map[netip.Addr]bool{gate4: true, gate6: true},
 		flows:     map[conntrack.Tuple]*modelFlow{},
+		over:      map[uint32]conntrack.Tuple{},
 	}
 	for _, f := range families {
 		m.endpoints[f.blue] = modelEndpoint{blueIfindex, blueIdentity, intoBlue}
@@ -154,7 +157,7 @@ func (m *model) judge(p port, frame []byte) want {
 	}
 	flow := m.flows[t]
 	if p.program == "to_endpoint" && flow != nil {
-		if way := flow.way[t]; way[1] == p.ifindex && way[0] != 0 {
+		if way := flow.way[t]; way[1] == p.ifindex && way[0] != 0 && flow.counters[t].Packets > 0 {
 			return want{verdict: verdictNext, counted: "pass"} // admitted by the sender
 		}
 	}
@@ -187,7 +190,7 @@ func (m *model) judge(p port, frame []byte) want {
 		if d.TCP != nil {
 			ack = d.TCP.Ack
 		}
-		w.events = m.track(t, flags, ack, len(frame), iif, oif)
+		w.events = m.track(p, t, flags, ack, len(frame), iif, oif)
 	}
 	return w
 }
@@ -299,7 +302,7 @@ func (f *modelFlow) isAnswer(flags uint8, ack uint32) bool {
 	return true
 }
 
-func (m *model) track(t conntrack.Tuple, flags uint8, ack uint32, size int, iif, oif uint32) (events []string) {
+func (m *model) track(p port, t conntrack.Tuple, flags uint8, ack uint32, size int, iif, oif uint32) (events []string) {
 	f := m.flows[t]
 	if f != nil && flags&(packet.SYN|packet.ACK) == packet.SYN && f.closing() {
 		delete(m.flows, t)
@@ -312,6 +315,7 @@ func (m *model) track(t conntrack.Tuple, flags uint8, ack uint32, size int, iif,
 			counters: map[conntrack.Tuple]conntrack.Counters{}, way: map[conntrack.Tuple][2]uint32{},
 		}
 		m.flows[t], m.flows[reversed(t)] = f, f
+		f.way[reversed(t)] = wayBack(p, iif, oif)
 		events = append(events, "created")
 	} else if t == f.original && !f.confirmed && f.seen[reversed(t)] && flags&packet.SYN == 0 && !f.closingWith(t, flags) && f.isAnswer(flags, ack) {
 		f.confirmed = true
@@ -328,8 +332,44 @@ func (m *model) track(t conntrack.Tuple, flags uint8, ack uint32, size int, iif,
 	if flags&packet.RST != 0 {
 		f.rst[t] = true
 	}
+	if flags&(packet.FIN|packet.RST) != 0 && f.confirmed && !f.closed && f.closing() {
+		f.closed = true
+		events = append(events, m.makeRoom(f.original)...)
+	}
 	c := f.counters[t]
 	f.counters[t] = conntrack.Counters{Packets: c.Packets + 1, Bytes: c.Bytes + uint64(size)}
+	return events
+}
+
+// wayBack is what a packet that opens a flow tells of the way of its answers.
+func wayBack(p port, iif, oif uint32) [2]uint32 {
+	switch {
+	case p.program == "from_endpoint" && oif == hostIfindex:
+		return [2]uint32{netIfindex, iif}
+	case p.program == "from_endpoint" && oif != overlayIfindex, p.program == "from_overlay" && oif != hostIfindex:
+		return [2]uint32{oif, iif}
+	}
+	return [2]uint32{}
+}
+
+// makeRoom gives a closed connection its place, and forgets who had it.
+func (m *model) makeRoom(t conntrack.Tuple) (events []string) {
+	var key [40]byte
+	src, dst := t.Src.Addr().As16(), t.Dst.Addr().As16()
+	copy(key[:], src[:])
+	copy(key[16:], dst[:])
+	binary.BigEndian.PutUint16(key[32:], t.Src.Port())
+	binary.BigEndian.PutUint16(key[34:], t.Dst.Port())
+	key[36] = uint8(t.Protocol)
+	word := func(i int) uint64 { return binary.NativeEndian.Uint64(key[8*i:]) }
+	place := uint32((word(4) ^ word(1)*3 ^ word(3)*5) * 0x9e3779b97f4a7c15 >> 52)
+	old, taken := m.over[place]
+	m.over[place] = t
+	if f := m.flows[old]; taken && old != t && f != nil && f.closed && f.original == old {
+		delete(m.flows, old)
+		delete(m.flows, reversed(old))
+		events = append(events, "ended")
+	}
 	return events
 }
 

@@ -469,3 +469,45 @@ func stateOf(t *testing.T, r *rig, f family, sport uint16) conntrack.State {
 	require.True(t, ok)
 	return have.State
 }
+
+// A node that opens and closes many connections keeps few of the closed, and all
+// that are not.
+func TestClosedGiveRoom(t *testing.T) {
+	t.Parallel()
+	const kept, over = 100, 6000
+	eachFamily(t, rigConfig{flows: conntrack.Config{Flows: 32768, Unconfirmed: 8192}}, func(t *testing.T, r *rig, f family) {
+		all := func(p port, ports int, frame func(sport uint16) []byte) {
+			var frames [][]byte
+			for i := range ports {
+				frames = append(frames, frame(uint16(1000+i)))
+			}
+			for _, passed := range r.injectAll(p, frames) {
+				require.Equal(t, rediret, passed.verdict)
+			}
+		}
+		forth := func(ports int, flags uint8) {
+			all(fromBlue, ports, func(sport uint16) []byte { return tcp(f.blue, f.red, sport, 80, flags) })
+		}
+		back := func(ports int, flags uint8) {
+			all(fromRed, ports, func(sport uint16) []byte { return tcp(f.red, f.blue, 80, sport, flags) })
+		}
+		forth(kept+over, packet.SYN)
+		back(kept+over, packet.SYN|packet.ACK)
+		forth(kept+over, packet.ACK)
+		forth(over, packet.FIN|packet.ACK)
+		back(over, packet.FIN|packet.ACK)
+		stats, err := r.flows.Stats()
+		require.NoError(t, err)
+		require.Equal(t, uint64(kept+over), stats.Created)
+		require.Equal(t, uint64(kept+over), stats.Confirmed)
+		require.Equal(t, uint64(kept+over), stats.Ended+stats.Established)
+		require.Equal(t, 2*int(stats.Established), stats.Entries, "whole flows only")
+		require.LessOrEqual(t, stats.Established, uint64(kept+4096))
+		require.Greater(t, stats.Established, uint64(kept+2500), "their places are spread badly")
+		for i := over; i < kept+over; i++ {
+			have, ok := r.flow(conntrack.TCP, f.blue, uint16(1000+i), f.red, 80)
+			require.True(t, ok)
+			require.Equal(t, established, have.State)
+		}
+	})
+}

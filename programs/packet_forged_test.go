@@ -271,19 +271,19 @@ func TestRoomInAFullTable(t *testing.T) {
 
 // settled is a flow from blue to red whose packets from red take the short cut,
 // and the frame of such a packet.
-func settled(r *rig, f family) []byte {
+func settled(r *rig, f family, sport uint16) []byte {
 	for _, step := range []struct {
 		from  port
 		frame []byte
 	}{
-		{fromBlue, tcp(f.blue, f.red, 2000, 80, packet.SYN)},
-		{fromRed, tcp(f.red, f.blue, 80, 2000, packet.SYN|packet.ACK)},
-		{fromBlue, tcp(f.blue, f.red, 2000, 80, packet.ACK)},
-		{fromRed, tcp(f.red, f.blue, 80, 2000, packet.ACK)},
+		{fromBlue, tcp(f.blue, f.red, sport, 80, packet.SYN)},
+		{fromRed, tcp(f.red, f.blue, 80, sport, packet.SYN|packet.ACK)},
+		{fromBlue, tcp(f.blue, f.red, sport, 80, packet.ACK)},
+		{fromRed, tcp(f.red, f.blue, 80, sport, packet.ACK)},
 	} {
 		require.Equal(r.t, rediret, r.inject(step.from, step.frame).verdict)
 	}
-	return tcp(f.red, f.blue, 80, 2000, packet.ACK, 1, 2, 3)
+	return tcp(f.red, f.blue, 80, sport, packet.ACK, 1, 2, 3)
 }
 
 var fromRedNode = outer{src: redNode, dst: ownNode, port: tunnel.DefaultPort, vni: redIdentity}
@@ -293,7 +293,7 @@ func TestShortCutLeavesBadHeaders(t *testing.T) {
 	t.Parallel()
 	const ipLen, udpLen, reserved = 14 + 2, 34 + 4, 42 + 7
 	eachFamily(t, rigConfig{tunnel: tunnel.Config{Node: ownNode}}, func(t *testing.T, r *rig, f family) {
-		good := fromRedNode.around(settled(r, f))
+		good := fromRedNode.around(settled(r, f, 2000))
 		require.Equal(t, rediret, r.inject(uplink, good).verdict)
 		length := func(at, n int) func([]byte) {
 			return func(b []byte) { binary.BigEndian.PutUint16(b[at:], uint16(n)) }
@@ -334,34 +334,36 @@ func TestShortCutLeavesBadHeaders(t *testing.T) {
 // delivered too, byte for byte, and what it leaves alone it has not touched.
 func TestShortCutAgrees(t *testing.T) {
 	t.Parallel()
-	const frames = 1500
+	const frames, flows = 1500, 30
 	for name, seed := range map[string]uint64{"fixed": 1, "of now": uint64(time.Now().UnixNano())} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			t.Logf("seed %d", seed)
 			eachFamily(t, rigConfig{tunnel: tunnel.Config{Node: ownNode}}, func(t *testing.T, r *rig, f family) {
 				rng := rand.New(rand.NewPCG(seed, 0))
-				segment := settled(r, f)
-				var in [][]byte
-				for range frames {
-					inner := bytes.Clone(segment)
-					if rng.IntN(3) == 0 { // a frame is longer than its packet
-						inner = append(inner, make([]byte, rng.IntN(40))...)
-					}
-					for range 1 + rng.IntN(2) {
-						inner[rng.IntN(len(inner))] ^= 1 << rng.IntN(8)
-					}
-					in = append(in, fromRedNode.around(inner))
-				}
 				var taken []passage
 				var inner [][]byte
-				for _, short := range r.injectAll(uplink, in) {
-					if short.verdict == verdictNext {
-						require.Equal(t, short.in, short.frame)
-						continue
+				for sport := range uint16(flows) { // one that hears of its end is off the short cut
+					segment := settled(r, f, 2000+sport)
+					var in [][]byte
+					for range frames / flows {
+						inner := bytes.Clone(segment)
+						if rng.IntN(3) == 0 { // a frame is longer than its packet
+							inner = append(inner, make([]byte, rng.IntN(40))...)
+						}
+						for range 1 + rng.IntN(2) {
+							inner[rng.IntN(len(inner))] ^= 1 << rng.IntN(8)
+						}
+						in = append(in, fromRedNode.around(inner))
 					}
-					taken = append(taken, short)
-					inner = append(inner, short.in[50:])
+					for _, short := range r.injectAll(uplink, in) {
+						if short.verdict == verdictNext {
+							require.Equal(t, short.in, short.frame)
+							continue
+						}
+						taken = append(taken, short)
+						inner = append(inner, short.in[50:])
+					}
 				}
 				require.Greater(t, len(taken), frames/20)
 				require.Less(t, len(taken), frames)

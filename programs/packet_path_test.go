@@ -23,38 +23,46 @@ func TestPaths(t *testing.T) {
 			src, dst netip.Addr
 			want     func(frame []byte, flows ...string) want
 			verdict  conntrack.Verdict
+			back     conntrack.Verdict // what is known of the answers; empty: they are judged where they arrive
 		}{
 			{"endpoint to endpoint", fromBlue, f.blue, f.green, intoGreen,
-				conntrack.Verdict{Action: "to endpoint", ArrivesOn: blueIfindex, SendsTo: greenIfindex}},
-			{"and the other way", fromGreen, f.green, f.blue, intoBlue,
+				conntrack.Verdict{Action: "to endpoint", ArrivesOn: blueIfindex, SendsTo: greenIfindex},
 				conntrack.Verdict{Action: "to endpoint", ArrivesOn: greenIfindex, SendsTo: blueIfindex}},
+			{"and the other way", fromGreen, f.green, f.blue, intoBlue,
+				conntrack.Verdict{Action: "to endpoint", ArrivesOn: greenIfindex, SendsTo: blueIfindex},
+				conntrack.Verdict{Action: "to endpoint", ArrivesOn: blueIfindex, SendsTo: greenIfindex}},
 			{"endpoint to another node's endpoint", fromBlue, f.blue, f.red,
 				func(b []byte, flows ...string) want { return intoOverlay(b, blueIdentity, flows...) },
-				conntrack.Verdict{Action: "to overlay", ArrivesOn: blueIfindex, SendsTo: overlayIfindex, VNI: blueIdentity, Node: redNode}},
+				conntrack.Verdict{Action: "to overlay", ArrivesOn: blueIfindex, SendsTo: overlayIfindex, VNI: blueIdentity, Node: redNode}, conntrack.Verdict{}},
 			{"endpoint to another node's gateway", fromGreen, f.green, f.redGate,
 				func(b []byte, flows ...string) want { return intoOverlay(b, greenIdentity, flows...) },
-				conntrack.Verdict{Action: "to overlay", ArrivesOn: greenIfindex, SendsTo: overlayIfindex, VNI: greenIdentity, Node: redNode}},
+				conntrack.Verdict{Action: "to overlay", ArrivesOn: greenIfindex, SendsTo: overlayIfindex, VNI: greenIdentity, Node: redNode}, conntrack.Verdict{}},
 			{"endpoint to its gateway", fromBlue, f.blue, f.gate, intoHost,
-				conntrack.Verdict{Action: "to host", ArrivesOn: blueIfindex, SendsTo: hostIfindex}},
+				conntrack.Verdict{Action: "to host", ArrivesOn: blueIfindex, SendsTo: hostIfindex},
+				conntrack.Verdict{Action: "to endpoint", ArrivesOn: netIfindex, SendsTo: blueIfindex}},
 			{"endpoint to the world", fromBlue, f.blue, f.world, intoHost,
-				conntrack.Verdict{Action: "to host", ArrivesOn: blueIfindex, SendsTo: hostIfindex}},
+				conntrack.Verdict{Action: "to host", ArrivesOn: blueIfindex, SendsTo: hostIfindex},
+				conntrack.Verdict{Action: "to endpoint", ArrivesOn: netIfindex, SendsTo: blueIfindex}},
 			{"endpoint to an address of its node that nobody has", fromBlue, f.blue, f.nobodyHere, intoHost,
-				conntrack.Verdict{Action: "to host", ArrivesOn: blueIfindex, SendsTo: hostIfindex}},
+				conntrack.Verdict{Action: "to host", ArrivesOn: blueIfindex, SendsTo: hostIfindex},
+				conntrack.Verdict{Action: "to endpoint", ArrivesOn: netIfindex, SendsTo: blueIfindex}},
 			{"host to endpoint", fromHost, f.gate, f.blue,
 				func(b []byte, flows ...string) want { return intoBlue(b, flows...).unhopped(b) },
-				conntrack.Verdict{Action: "to endpoint", ArrivesOn: netIfindex, SendsTo: blueIfindex}},
+				conntrack.Verdict{Action: "to endpoint", ArrivesOn: netIfindex, SendsTo: blueIfindex}, conntrack.Verdict{}},
 			{"world to endpoint, through the host", fromHost, f.world, f.green,
 				func(b []byte, flows ...string) want { return intoGreen(b, flows...).unhopped(b) },
-				conntrack.Verdict{Action: "to endpoint", ArrivesOn: netIfindex, SendsTo: greenIfindex}},
+				conntrack.Verdict{Action: "to endpoint", ArrivesOn: netIfindex, SendsTo: greenIfindex}, conntrack.Verdict{}},
 			{"host to another node", fromHost, f.gate, f.red,
 				func(b []byte, flows ...string) want { return intoOverlay(b, 1, flows...).unhopped(b) },
-				conntrack.Verdict{Action: "to overlay", ArrivesOn: netIfindex, SendsTo: overlayIfindex, VNI: 1, Node: redNode}},
+				conntrack.Verdict{Action: "to overlay", ArrivesOn: netIfindex, SendsTo: overlayIfindex, VNI: 1, Node: redNode}, conntrack.Verdict{}},
 			{"another node's endpoint to endpoint", fromRed, f.red, f.blue, intoBlue,
-				conntrack.Verdict{Action: "to endpoint", ArrivesOn: overlayIfindex, SendsTo: blueIfindex, VNI: redIdentity, Node: redNode}},
+				conntrack.Verdict{Action: "to endpoint", ArrivesOn: overlayIfindex, SendsTo: blueIfindex, VNI: redIdentity, Node: redNode},
+				conntrack.Verdict{Action: "to overlay", ArrivesOn: blueIfindex, SendsTo: overlayIfindex, VNI: blueIdentity, Node: redNode}},
 			{"another node to endpoint", fromNode(redNode, 1), f.redGate, f.green, intoGreen,
-				conntrack.Verdict{Action: "to endpoint", ArrivesOn: overlayIfindex, SendsTo: greenIfindex, VNI: 1, Node: redNode}},
+				conntrack.Verdict{Action: "to endpoint", ArrivesOn: overlayIfindex, SendsTo: greenIfindex, VNI: 1, Node: redNode},
+				conntrack.Verdict{Action: "to overlay", ArrivesOn: greenIfindex, SendsTo: overlayIfindex, VNI: greenIdentity, Node: redNode}},
 			{"another node's endpoint to the gateway", fromRed, f.red, f.gate, intoHost,
-				conntrack.Verdict{Action: "to host", ArrivesOn: overlayIfindex, SendsTo: hostIfindex, VNI: redIdentity, Node: redNode}},
+				conntrack.Verdict{Action: "to host", ArrivesOn: overlayIfindex, SendsTo: hostIfindex, VNI: redIdentity, Node: redNode}, conntrack.Verdict{}},
 		} {
 			t.Run(row.name, func(t *testing.T) {
 				r.as(t)
@@ -75,7 +83,7 @@ func TestPaths(t *testing.T) {
 					have, ok := r.flow(p.proto, row.src, p.sport, row.dst, p.dport)
 					require.True(t, ok)
 					require.Equal(t, row.verdict, have.Forward)
-					require.Equal(t, conntrack.Verdict{}, have.Back, "the reply is judged where it arrives")
+					require.Equal(t, row.back, have.Back)
 					require.Equal(t, conntrack.Counters{Packets: 2, Bytes: uint64(2 * len(p.frame))}, have.Sent)
 					require.Equal(t, conntrack.Counters{}, have.Received)
 					require.Equal(t, conntrack.StateNew, have.State)

@@ -24,6 +24,7 @@ const (
 	FromHostMapFlowEvents         = "flow_events"
 	FromHostMapFlowRing           = "flow_ring"
 	FromHostMapFlows              = "flows"
+	FromHostMapFlowsClosed        = "flows_closed"
 	FromHostMapFragmentsSeen      = "fragments_seen"
 	FromHostMapFrontends          = "frontends"
 	FromHostMapMaglev             = "maglev"
@@ -119,6 +120,7 @@ type FromHostMapSpecs struct {
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
+	FlowsClosed       *ebpf.MapSpec `ebpf:"flows_closed"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
 	Frontends         *ebpf.MapSpec `ebpf:"frontends"`
 	Maglev            *ebpf.MapSpec `ebpf:"maglev"`
@@ -190,6 +192,7 @@ type FromHostMaps struct {
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
+	FlowsClosed       *ebpf.Map `ebpf:"flows_closed"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
 	Frontends         *ebpf.Map `ebpf:"frontends"`
 	Maglev            *ebpf.Map `ebpf:"maglev"`
@@ -215,6 +218,7 @@ func (m *FromHostMaps) Close() error {
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
+		m.FlowsClosed,
 		m.FragmentsSeen,
 		m.Frontends,
 		m.Maglev,

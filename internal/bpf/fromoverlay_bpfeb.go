@@ -24,6 +24,7 @@ const (
 	FromOverlayMapFlowEvents         = "flow_events"
 	FromOverlayMapFlowRing           = "flow_ring"
 	FromOverlayMapFlows              = "flows"
+	FromOverlayMapFlowsClosed        = "flows_closed"
 	FromOverlayMapFragmentsSeen      = "fragments_seen"
 	FromOverlayMapFrontends          = "frontends"
 	FromOverlayMapMaglev             = "maglev"
@@ -119,6 +120,7 @@ type FromOverlayMapSpecs struct {
 	FlowEvents        *ebpf.MapSpec `ebpf:"flow_events"`
 	FlowRing          *ebpf.MapSpec `ebpf:"flow_ring"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
+	FlowsClosed       *ebpf.MapSpec `ebpf:"flows_closed"`
 	FragmentsSeen     *ebpf.MapSpec `ebpf:"fragments_seen"`
 	Frontends         *ebpf.MapSpec `ebpf:"frontends"`
 	Maglev            *ebpf.MapSpec `ebpf:"maglev"`
@@ -190,6 +192,7 @@ type FromOverlayMaps struct {
 	FlowEvents        *ebpf.Map `ebpf:"flow_events"`
 	FlowRing          *ebpf.Map `ebpf:"flow_ring"`
 	Flows             *ebpf.Map `ebpf:"flows"`
+	FlowsClosed       *ebpf.Map `ebpf:"flows_closed"`
 	FragmentsSeen     *ebpf.Map `ebpf:"fragments_seen"`
 	Frontends         *ebpf.Map `ebpf:"frontends"`
 	Maglev            *ebpf.Map `ebpf:"maglev"`
@@ -215,6 +218,7 @@ func (m *FromOverlayMaps) Close() error {
 		m.FlowEvents,
 		m.FlowRing,
 		m.Flows,
+		m.FlowsClosed,
 		m.FragmentsSeen,
 		m.Frontends,
 		m.Maglev,

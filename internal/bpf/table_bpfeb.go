@@ -106,6 +106,7 @@ const (
 	TableDropReasonDROP_SOURCE_RANGE       TableDropReason = 52
 	TableDropReasonDROP_NO_SUCH_PORT       TableDropReason = 53
 	TableDropReasonDROP_SERVICE_CHANGED    TableDropReason = 54
+	TableDropReasonDROP_NO_ROOM            TableDropReason = 55
 	TableDropReasonDROP_COUNT              TableDropReason = 64
 )
 
@@ -169,6 +170,7 @@ const (
 	TableFlowEventFLOW_BUSY           TableFlowEvent = 6
 	TableFlowEventFLOW_FAILED         TableFlowEvent = 7
 	TableFlowEventFLOW_FRAGMENTS_FULL TableFlowEvent = 8
+	TableFlowEventFLOW_ENDED          TableFlowEvent = 9
 	TableFlowEventFLOW_EVENT_COUNT    TableFlowEvent = 16
 )
 
@@ -194,6 +196,7 @@ const (
 	TableFlowStageFLOW_NEW       TableFlowStage = 1
 	TableFlowStageFLOW_CONFIRMED TableFlowStage = 2
 	TableFlowStageFLOW_DEAD      TableFlowStage = 3
+	TableFlowStageFLOW_CLOSED    TableFlowStage = 4
 )
 
 type TableFragmentKey struct {

@@ -165,7 +165,7 @@ static long visit(__unused void *map, struct tuple *key, struct flow *f, struct 
 		pass->entries++;
 		if (f->flags & FLOW_REPLY)
 			return 0;
-		if (f->stage == FLOW_CONFIRMED)
+		if (f->stage == FLOW_CONFIRMED || f->stage == FLOW_CLOSED)
 			pass->confirmed++;
 		else
 			pass->unconfirmed++;

@@ -14,6 +14,7 @@
 #include "lib/path.h"
 #include "lib/refuse.h"
 #include "lib/route.h"
+#include "lib/scratch.h"
 #include "lib/send.h"
 #include "lib/translate.h"
 
@@ -48,9 +49,9 @@ __global int neighbour(struct __sk_buff *skb, struct packet *p, int is_arp)
 /* What an address of services answers itself: an echo, and who asks for what is not there. */
 static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const struct decision *d, int err)
 {
-	__u32 identity;
+	struct endpoint *ep;
 
-	if (source_is_endpoint(skb, p, &identity))
+	if (source_is_endpoint(skb, p, &ep))
 		return drop(skb, HOOK, DROP_SPOOFED_SOURCE);
 	if (err == SERVICE_ECHO) {
 		err = echo_answer(skb, p);
@@ -60,37 +61,50 @@ static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const 
 	return (d->flags & DECISION_REFUSE) && !refuse(skb, p) ? send_to_peer(skb, skb->ifindex) : TCX_DROP;
 }
 
-__global int slow(struct __sk_buff *skb, struct packet *p)
+static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
-	struct decision d = {};
 	struct flow *f = NULL;
 	int decided, err;
 
-	if (!p)
-		return TCX_DROP;
-	err = path_prepare(p, &f, &d);
+	err = path_prepare(p, &f, d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	decided = path_is_decided(skb, p, f, &d);
+	decided = path_is_decided(skb, p, f, d);
 	if (!decided) {
-		err = path_translate(p, f, &d, 1);
+		err = path_translate(p, f, d, 1);
 		if (err)
-			return serve(skb, p, &d, err);
-		err = route_from_endpoint(skb, p, &d);
+			return serve(skb, p, d, err);
+		err = route_from_endpoint(skb, p, d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
 	}
-	if (!is_honest(skb, p, &d.verdict))
+	if (!is_honest(skb, p, &d->verdict))
 		return drop(skb, HOOK, DROP_BAD_CHECKSUM);
-	err = send_check(skb, p, &d.verdict);
+	err = send_check(skb, p, &d->verdict);
 	if (err) {
 		drop(skb, HOOK, (__u32)err);
-		return icmp_answer(skb, p, err, d.verdict.mtu) ? TCX_DROP : send_to_peer(skb, d.verdict.iif);
+		return icmp_answer(skb, p, err, d->verdict.mtu) ? TCX_DROP : send_to_peer(skb, d->verdict.iif);
 	}
-	err = path_remember(skb, p, f, decided, &d);
+	err = path_remember(skb, p, f, decided, d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	return send_decided(skb, p, &d, HOOK);
+	return send_decided(skb, p, d, HOOK);
+}
+
+__global int slow(struct __sk_buff *skb, struct packet *p)
+{
+	struct scratch *s;
+	int verdict;
+
+	if (!p)
+		return TCX_DROP;
+	s = scratch_take();
+	if (!s)
+		return drop(skb, HOOK, DROP_NO_ROOM);
+	__builtin_memset(s->bytes, 0, sizeof(struct decision));
+	verdict = decide(skb, p, (struct decision *)s->bytes);
+	scratch_give_back(s);
+	return verdict;
 }
 
 SEC("tc")
@@ -102,9 +116,14 @@ int from_endpoint(struct __sk_buff *skb)
 	if (likely(!err && p.kind == PACKET_PLAIN) && with_flows) {
 		struct flow *f = flow_lookup(&p.tuple);
 
-		if (f && flow_is_settled(f, skb, &p) && likely(!send_check(skb, &p, &f->verdict)) &&
+		int settled = f && flow_is_settled(f, skb, &p);
+
+		if ((likely(settled) || (f && path_goes_on(skb, &p, f))) && likely(!send_check(skb, &p, &f->verdict)) &&
 		    likely(is_honest(skb, &p, &f->verdict))) {
-			flow_touch(f, skb, &p);
+			if (likely(settled))
+				flow_touch(f, skb, &p);
+			else
+				flow_track(skb, &p, f);
 			return send(skb, &p, &f->verdict, &f->peer, HOOK);
 		}
 	}

@@ -12,42 +12,56 @@
 #include "lib/parse.h"
 #include "lib/path.h"
 #include "lib/route.h"
+#include "lib/scratch.h"
 #include "lib/send.h"
 
 #define HOOK PROGRAM_FROM_HOST
 
-__global int slow(struct __sk_buff *skb, struct packet *p)
+static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
-	struct decision d = {};
 	struct flow *f = NULL;
 	int decided, err;
 
-	if (!p)
-		return TCX_DROP;
-	err = path_prepare(p, &f, &d);
+	err = path_prepare(p, &f, d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	decided = path_is_decided(skb, p, f, &d);
+	decided = path_is_decided(skb, p, f, d);
 	if (!decided) {
-		err = path_translate(p, f, &d, 0);
+		err = path_translate(p, f, d, 0);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
-		err = route_from_host(skb, p, &d);
+		err = route_from_host(skb, p, d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
 	}
-	err = send_check(skb, p, &d.verdict);
+	err = send_check(skb, p, &d->verdict);
 	if (err) {
 		drop(skb, HOOK, (__u32)err);
-		if (icmp_answer(skb, p, err, d.verdict.mtu))
+		if (icmp_answer(skb, p, err, d->verdict.mtu))
 			return TCX_DROP;
 		/* The error's addresses are the node's own and known to be right: back up the pair. */
 		return (int)bpf_redirect(node.host_ifindex, BPF_F_INGRESS);
 	}
-	err = path_remember(skb, p, f, decided, &d);
+	err = path_remember(skb, p, f, decided, d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	return send_decided(skb, p, &d, HOOK);
+	return send_decided(skb, p, d, HOOK);
+}
+
+__global int slow(struct __sk_buff *skb, struct packet *p)
+{
+	struct scratch *s;
+	int verdict;
+
+	if (!p)
+		return TCX_DROP;
+	s = scratch_take();
+	if (!s)
+		return drop(skb, HOOK, DROP_NO_ROOM);
+	__builtin_memset(s->bytes, 0, sizeof(struct decision));
+	verdict = decide(skb, p, (struct decision *)s->bytes);
+	scratch_give_back(s);
+	return verdict;
 }
 
 SEC("tc")
@@ -61,8 +75,13 @@ int from_host(struct __sk_buff *skb)
 	if (likely(p.kind == PACKET_PLAIN) && with_flows) {
 		struct flow *f = flow_lookup(&p.tuple);
 
-		if (f && flow_is_settled(f, skb, &p) && likely(!send_check(skb, &p, &f->verdict))) {
-			flow_touch(f, skb, &p);
+		int settled = f && flow_is_settled(f, skb, &p);
+
+		if ((likely(settled) || (f && path_goes_on(skb, &p, f))) && likely(!send_check(skb, &p, &f->verdict))) {
+			if (likely(settled))
+				flow_touch(f, skb, &p);
+			else
+				flow_track(skb, &p, f);
 			return send(skb, &p, &f->verdict, &f->peer, HOOK);
 		}
 	}

@@ -12,6 +12,7 @@
 #include "lib/parse.h"
 #include "lib/path.h"
 #include "lib/route.h"
+#include "lib/scratch.h"
 #include "lib/send.h"
 
 #define HOOK PROGRAM_FROM_OVERLAY
@@ -33,35 +34,48 @@ static __always_inline int answer(struct __sk_buff *skb, const struct verdict *v
 	return (int)bpf_redirect(skb->ifindex, 0);
 }
 
-__global int slow(struct __sk_buff *skb, struct packet *p, struct sender *from)
+static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struct sender *from, struct decision *d)
 {
-	struct decision d = {};
 	struct flow *f = NULL;
 	int decided, err;
 
-	if (!p || !from)
-		return TCX_DROP;
-	err = path_prepare(p, &f, &d);
+	err = path_prepare(p, &f, d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	decided = f && sender_is_known(f, from) && path_is_decided(skb, p, f, &d);
+	decided = f && sender_is_known(f, from) && path_is_decided(skb, p, f, d);
 	if (!decided) {
-		err = path_translate(p, f, &d, 0);
+		err = path_translate(p, f, d, 0);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
-		err = route_from_overlay(skb, p, from, &d);
+		err = route_from_overlay(skb, p, from, d);
 		if (err)
 			return reject(skb, err);
 	}
-	err = send_check(skb, p, &d.verdict);
+	err = send_check(skb, p, &d->verdict);
 	if (err) {
 		drop(skb, HOOK, (__u32)err);
-		return icmp_answer(skb, p, err, d.verdict.mtu) ? TCX_DROP : answer(skb, &d.verdict);
+		return icmp_answer(skb, p, err, d->verdict.mtu) ? TCX_DROP : answer(skb, &d->verdict);
 	}
-	err = path_remember(skb, p, f, decided, &d);
+	err = path_remember(skb, p, f, decided, d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	return send_decided(skb, p, &d, HOOK);
+	return send_decided(skb, p, d, HOOK);
+}
+
+__global int slow(struct __sk_buff *skb, struct packet *p, struct sender *from)
+{
+	struct scratch *s;
+	int verdict;
+
+	if (!p || !from)
+		return TCX_DROP;
+	s = scratch_take();
+	if (!s)
+		return drop(skb, HOOK, DROP_NO_ROOM);
+	__builtin_memset(s->bytes, 0, sizeof(struct decision));
+	verdict = decide(skb, p, from, (struct decision *)s->bytes);
+	scratch_give_back(s);
+	return verdict;
 }
 
 SEC("tc")
@@ -79,9 +93,14 @@ int from_overlay(struct __sk_buff *skb)
 	if (likely(p.kind == PACKET_PLAIN) && with_flows) {
 		struct flow *f = flow_lookup(&p.tuple);
 
-		if (f && flow_is_settled(f, skb, &p) && sender_is_known(f, &from) &&
+		int settled = f && flow_is_settled(f, skb, &p);
+
+		if ((likely(settled) || (f && path_goes_on(skb, &p, f))) && sender_is_known(f, &from) &&
 		    likely(!send_check(skb, &p, &f->verdict))) {
-			flow_touch(f, skb, &p);
+			if (likely(settled))
+				flow_touch(f, skb, &p);
+			else
+				flow_track(skb, &p, f);
 			return send(skb, &p, &f->verdict, &f->peer, HOOK);
 		}
 	}

@@ -12,6 +12,7 @@
 #include "lib/parse.h"
 #include "lib/path.h"
 #include "lib/route.h"
+#include "lib/scratch.h"
 #include "lib/send.h"
 
 #define HOOK PROGRAM_TO_ENDPOINT
@@ -24,11 +25,12 @@ static __always_inline int pass(struct __sk_buff *skb)
 
 /*
  * The flow was admitted to this device: by this program, or by the one that
- * sent the packet here, which also keeps its state.
+ * sent the packet here, which also keeps its state. A verdict that was made with
+ * the flow, before any packet of this direction, has let in none.
  */
 static __always_inline int is_admitted(const struct flow *f, const struct __sk_buff *skb)
 {
-	return f->judged == node.epoch && f->verdict.oif == skb->ifindex;
+	return f->judged == node.epoch && f->verdict.oif == skb->ifindex && f->packets;
 }
 
 static __always_inline int is_ours(const struct flow *f)
@@ -36,34 +38,47 @@ static __always_inline int is_ours(const struct flow *f)
 	return !f->verdict.iif;
 }
 
-__global int slow(struct __sk_buff *skb, struct packet *p)
+static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
-	struct decision d = {};
 	struct flow *f = NULL;
 	int decided = 0, err;
 
-	if (!p)
-		return TCX_DROP;
-	err = path_prepare(p, &f, &d);
+	err = path_prepare(p, &f, d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
 	if (f && is_admitted(f, skb)) {
 		if (!is_ours(f))
 			return pass(skb);
-		flow_decision(f, &d);
+		flow_decision(f, d);
 		decided = 1;
 	} else {
-		err = path_translate(p, f, &d, 0);
+		err = path_translate(p, f, d, 0);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
-		err = route_to_endpoint_device(skb, p, &d);
+		err = route_to_endpoint_device(skb, p, d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
 	}
-	err = path_remember(skb, p, f, decided, &d);
+	err = path_remember(skb, p, f, decided, d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
 	return pass(skb);
+}
+
+__global int slow(struct __sk_buff *skb, struct packet *p)
+{
+	struct scratch *s;
+	int verdict;
+
+	if (!p)
+		return TCX_DROP;
+	s = scratch_take();
+	if (!s)
+		return drop(skb, HOOK, DROP_NO_ROOM);
+	__builtin_memset(s->bytes, 0, sizeof(struct decision));
+	verdict = decide(skb, p, (struct decision *)s->bytes);
+	scratch_give_back(s);
+	return verdict;
 }
 
 SEC("tc")

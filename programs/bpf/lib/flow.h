@@ -50,15 +50,6 @@ static __always_inline __u8 seen_of(__u8 tcp_flags)
 	return seen;
 }
 
-static __always_inline void flow_touch(struct flow *f, const struct __sk_buff *skb, const struct packet *p)
-{
-	f->last_seen = (__u32)bpf_jiffies64();
-	f->packets++;
-	f->bytes += skb->len;
-	if (unlikely(p->tcp_flags & (TCP_FIN | TCP_RST)))
-		f->seen |= seen_of(p->tcp_flags);
-}
-
 /* Closed in both directions, or broken off. */
 static __always_inline int flow_is_closing(const struct flow *f, const struct flow *peer)
 {
@@ -96,6 +87,84 @@ static __always_inline void flow_delete(const struct tuple *t, const struct flow
 {
 	bpf_map_delete_elem(&flows, &f->peer);
 	bpf_map_delete_elem(&flows, t);
+}
+
+/*
+ * Connections that are over, by their tuples: each has one place, and whoever
+ * comes to it next takes it. So a node that opens and closes many has the memory
+ * of few in its caches, and does not wait for expiry to have room.
+ */
+#define FLOW_CLOSED_PLACES 4096
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct tuple);
+	__uint(max_entries, FLOW_CLOSED_PLACES);
+} flows_closed SEC(".maps");
+
+static __always_inline __u32 flow_closed_place(const struct tuple *t)
+{
+	const __u64 *w = (const __u64 *)t;
+	__u64 h = w[4] ^ w[1] * 3 ^ w[3] * 5;
+
+	return (__u32)(h * 0x9e3779b97f4a7c15ULL >> 52) & (FLOW_CLOSED_PLACES - 1);
+}
+
+/*
+ * A packet has finished a direction or broken off. If that was the end, nobody
+ * uses the verdicts from the cache any more, and the next connection that ends
+ * at this place makes the flow go. evicted: room for the tuple of who goes now.
+ */
+static __always_inline void flow_close(const struct tuple *t, struct flow *f, struct flow *reply, struct tuple *evicted)
+{
+	__u32 place = flow_closed_place(t);
+	struct tuple *at = bpf_map_lookup_elem(&flows_closed, &place);
+	struct flow *other;
+
+	if (!at || __sync_val_compare_and_swap(&f->stage, FLOW_CONFIRMED, FLOW_CLOSED) != FLOW_CONFIRMED)
+		return;
+	__sync_lock_test_and_set(&f->epoch, 0);
+	if (reply)
+		__sync_lock_test_and_set(&reply->epoch, 0);
+	*evicted = *at;
+	*at = *t;
+	if (!evicted->protocol)
+		return;
+	other = flow_lookup(evicted);
+	if (other && other != f && !(other->flags & FLOW_REPLY) &&
+	    __sync_val_compare_and_swap(&other->stage, FLOW_CLOSED, FLOW_DEAD) == FLOW_CLOSED) {
+		flow_delete(evicted, other);
+		flow_count(FLOW_ENDED);
+	}
+}
+
+__global int flow_note_end(struct packet *p, struct flow *f)
+{
+	struct tuple evicted, original;
+	struct flow *other;
+
+	if (!p || !f)
+		return 0;
+	f->seen |= seen_of(p->tcp_flags);
+	other = flow_lookup(&f->peer);
+	if (!other || !flow_is_closing(f, other))
+		return 0;
+	original = f->flags & FLOW_REPLY ? f->peer : p->tuple;
+	if (f->flags & FLOW_REPLY)
+		flow_close(&original, other, f, &evicted);
+	else
+		flow_close(&original, f, other, &evicted);
+	return 0;
+}
+
+static __always_inline void flow_touch(struct flow *f, const struct __sk_buff *skb, struct packet *p)
+{
+	f->last_seen = (__u32)bpf_jiffies64();
+	f->packets++;
+	f->bytes += skb->len;
+	if (unlikely(p->tcp_flags & (TCP_FIN | TCP_RST)))
+		flow_note_end(p, f);
 }
 
 /*
@@ -295,11 +364,11 @@ static __always_inline int flow_yield(const struct tuple *original, struct decis
 }
 
 /*
- * Remembers a flow with the verdict for the packet's direction. The reply's
- * entry is empty: its first packet is judged where it arrives. A table that is
- * full is not the packet's fault: it goes on, and the next one is judged anew;
- * unless the flow is translated, for its answers could not be undone. Returns
- * DROP_NONE or the reason to drop the packet.
+ * Remembers a flow with the verdict for the packet's direction, and with that of
+ * the other as far as it is known; else its first packet is judged where it
+ * arrives. A table that is full is not the packet's fault: it goes on, and the
+ * next one is judged anew; unless the flow is translated, for its answers could
+ * not be undone. Returns DROP_NONE or the reason to drop the packet.
  *
  * What is left of an earlier flow is written over, for whatever it has seen was
  * not of this one. Two sides that open at once may both become originators,
@@ -310,6 +379,7 @@ static __always_inline int flow_write(const struct __sk_buff *skb, struct packet
 {
 	struct tuple evicted;
 	struct flow *other;
+	__be16 port;
 	__u32 slot;
 	int fresh;
 	long err;
@@ -319,10 +389,23 @@ static __always_inline int flow_write(const struct __sk_buff *skb, struct packet
 	f->created = f->last_seen;
 	f->peer = p->tuple;
 	f->flags = FLOW_REPLY;
+	nat_note(&p->tuple, d);
+	/* Its first packet is looked at closely all the same: for what it says of the connection. */
+	if (d->back.action) {
+		f->verdict = d->back;
+		nat_note_back(&d->verdict, &f->verdict);
+		f->judged = d->epoch;
+	}
+	port = d->reply.dport;
 	err = flow_insert_reply(&p->tuple, &d->reply, f);
 	if (err == -E2BIG && flow_make_room(&p->tuple, &evicted))
 		err = flow_insert_reply(&p->tuple, &d->reply, f);
-	nat_note(&p->tuple, d);
+	if (port != d->reply.dport) {
+		nat_note(&p->tuple, d);
+		other = flow_lookup(&d->reply);
+		if (other)
+			other->judged = 0; /* what was noted is of another port */
+	}
 	if (err == -EEXIST && flow_is_orphan(&d->reply)) {
 		if (!flow_claim_orphan(&d->reply))
 			return DROP_NONE; /* about to be deleted: the next packet finds its place free */
@@ -479,6 +562,8 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 	f->packets++;
 	f->bytes += skb->len;
 	f->seen |= seen_of(p->tcp_flags);
+	if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		flow_note_end(p, f);
 	if (f->flags & FLOW_REPLY)
 		flow_note_opening(skb, p, f);
 	/*
@@ -487,7 +572,7 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 	 * the two packets notices the other.
 	 */
 	__sync_lock_test_and_set(&f->epoch, f->judged);
-	if (f->flags & FLOW_CONDEMNED) /* looked at after the exchange: it may have come in between */
+	if ((f->flags & FLOW_CONDEMNED) || f->stage == FLOW_CLOSED) /* looked at after the exchange: it may have come in between */
 		__sync_lock_test_and_set(&f->epoch, 0);
 	if (f->flags & FLOW_REPLY) {
 		if (first) {

@@ -52,3 +52,13 @@ __global int nat_note(struct tuple *in, struct decision *d)
 	d->verdict.port_delta = checksum_fold((__u32)bpf_csum_diff(&in->sport, 4, &d->reply.sport, 4, 0));
 	return 0;
 }
+
+/* The answers undo what the packets of the flow go through. */
+static __always_inline void nat_note_back(const struct verdict *there, struct verdict *back)
+{
+	if (!(there->flags & VERDICT_TRANSLATE))
+		return;
+	back->flags |= VERDICT_TRANSLATE;
+	back->addr_delta = (__u16)~there->addr_delta;
+	back->port_delta = (__u16)~there->port_delta;
+}

@@ -53,6 +53,16 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f, struc
 	return DROP_NONE;
 }
 
+/*
+ * A packet that is not settled, and whose verdict stands all the same: the first
+ * answer, what confirms, an opening that is answered. Only what it says of its
+ * connection is left to note.
+ */
+static __always_inline int path_goes_on(const struct __sk_buff *skb, const struct packet *p, struct flow *f)
+{
+	return path_is_judged(skb, f) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && flow_revive(f);
+}
+
 /* A decision that was made before and holds for this packet. */
 static __always_inline int path_is_decided(const struct __sk_buff *skb, const struct packet *p, struct flow *f,
 					   struct decision *d)

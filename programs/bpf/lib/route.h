@@ -46,20 +46,15 @@ static __always_inline int vni_is_identity(__u32 vni)
 	return (vni >= IDENTITY_HOST && vni <= IDENTITY_INGRESS) || (vni >= IDENTITY_USER && vni < 1 << 24);
 }
 
-/*
- * An endpoint may send from its own addresses only. Returns DROP_NONE and the
- * identity that it sends with.
- */
-static __always_inline int source_is_endpoint(const struct __sk_buff *skb, const struct packet *p, __u32 *identity)
+/* An endpoint may send from its own addresses only. */
+static __always_inline int source_is_endpoint(const struct __sk_buff *skb, const struct packet *p, struct endpoint **ep)
 {
-	const struct endpoint *ep = endpoint_lookup(&p->tuple.saddr);
-
-	if (!ep || ep->ifindex != skb->ifindex)
+	*ep = endpoint_lookup(&p->tuple.saddr);
+	if (!*ep || (*ep)->ifindex != skb->ifindex)
 		return DROP_SPOOFED_SOURCE;
 	/* An endpoint is no router: it speaks of its own flows, in its own name. */
 	if (p->kind == PACKET_ICMP_ERROR && !address_is_equal(&p->icmp_from, &p->tuple.saddr))
 		return DROP_SPOOFED_SOURCE;
-	*identity = ep->identity;
 	return DROP_NONE;
 }
 
@@ -78,10 +73,11 @@ static __always_inline int is_node_address(const struct address *a)
  * exists. An error may be a router's beyond that node, whatever its address:
  * what counts is that the packet which it is about went there.
  */
-static __always_inline int source_is_peer(const struct packet *p, const struct sender *from)
+static __always_inline int source_is_peer(const struct packet *p, const struct sender *from, struct peer **found)
 {
-	const struct peer *peer = peer_lookup(&p->tuple.saddr);
+	struct peer *peer = peer_lookup(&p->tuple.saddr);
 
+	*found = peer;
 	/* Its prefix may be wide, and have ours in it. */
 	if (is_node_address(&p->tuple.saddr) || (with_endpoints && endpoint_lookup(&p->tuple.saddr)))
 		return DROP_SPOOFED_SOURCE;
@@ -128,18 +124,37 @@ static __always_inline int addresses_are_sane(const struct packet *p, const stru
 	return DROP_NONE;
 }
 
-/* Into an endpoint of this node. */
-static __always_inline int route_to_endpoint(const struct endpoint *ep, struct verdict *v)
+static __always_inline void route_fill_endpoint(const struct endpoint *ep, struct verdict *v)
 {
-	if (!endpoint_is_attached(ep))
-		return DROP_ENDPOINT_NOT_READY;
 	v->action = ACTION_TO_ENDPOINT;
 	v->oif = ep->ifindex;
 	if (ep->flags & ENDPOINT_NO_PEER_REDIRECT)
 		v->flags |= VERDICT_NO_PEER_REDIRECT;
 	__builtin_memcpy(v->dmac, ep->mac, sizeof(v->dmac));
 	__builtin_memcpy(v->smac, ep->node_mac, sizeof(v->smac));
+}
+
+/* Into an endpoint of this node. */
+static __always_inline int route_to_endpoint(const struct endpoint *ep, struct verdict *v)
+{
+	if (!endpoint_is_attached(ep))
+		return DROP_ENDPOINT_NOT_READY;
+	route_fill_endpoint(ep, v);
 	return DROP_NONE;
+}
+
+/*
+ * What is known of the way back while the way there is looked for: it leads to
+ * the one who sends, who has just been looked at. The answers come in where the
+ * packet goes to.
+ */
+static __always_inline void route_back_to_endpoint(const struct endpoint *ep, __u32 iif, __u8 flags, struct decision *d)
+{
+	if (!endpoint_is_attached(ep))
+		return;
+	d->back.iif = iif;
+	d->back.flags = flags;
+	route_fill_endpoint(ep, &d->back);
 }
 
 /* To the node that has the destination. */
@@ -182,9 +197,8 @@ static __always_inline int route_to_host(const struct decision *d, struct verdic
 __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
 	struct verdict *v = &d->verdict;
-	const struct endpoint *to;
+	struct endpoint *to, *from = NULL;
 	const struct peer *peer;
-	__u32 identity = IDENTITY_UNKNOWN;
 	int err;
 
 	if (!p || !d)
@@ -194,17 +208,21 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 	err = addresses_are_sane(p, d);
 	if (err)
 		return err;
-	err = source_is_endpoint(skb, p, &identity);
-	if (err)
+	err = source_is_endpoint(skb, p, &from);
+	if (err || !from)
 		return err;
 	to = endpoint_lookup(&d->reply.saddr);
-	if (to)
+	if (to) {
+		route_back_to_endpoint(from, to->ifindex, VERDICT_DECREMENT_TTL, d);
 		return route_to_endpoint(to, v);
+	}
 	if (with_overlay) {
 		peer = peer_lookup(&d->reply.saddr);
 		if (peer)
-			return route_to_peer(peer, identity, v);
+			return route_to_peer(peer, from->identity, v);
 	}
+	/* The stack has counted the hop of an answer, if there was one. */
+	route_back_to_endpoint(from, node.net_ifindex, 0, d);
 	return route_to_host(d, v);
 }
 
@@ -212,6 +230,7 @@ __global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct 
 {
 	struct verdict *v = &d->verdict;
 	const struct endpoint *to;
+	struct peer *peer = NULL;
 	int err;
 
 	if (!p || !d || !from)
@@ -220,7 +239,7 @@ __global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct 
 	v->flags = VERDICT_DECREMENT_TTL;
 	v->vni = from->vni;
 	v->remote = from->node;
-	err = source_is_peer(p, from);
+	err = source_is_peer(p, from, &peer);
 	if (err)
 		return err;
 	err = addresses_are_sane(p, d);
@@ -228,8 +247,14 @@ __global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct 
 		return err;
 	if (with_endpoints) {
 		to = endpoint_lookup(&d->reply.saddr);
-		if (to)
+		if (to) {
+			if (peer) {
+				d->back.iif = to->ifindex;
+				d->back.flags = VERDICT_DECREMENT_TTL;
+				route_to_peer(peer, to->identity, &d->back);
+			}
 			return route_to_endpoint(to, v);
+		}
 	}
 	/* Anything else would make the node its peers' router. */
 	return is_node_address(&d->reply.saddr) ? route_to_host(d, v) : DROP_NO_ENDPOINT;

@@ -8,7 +8,7 @@
 
 #include "bpf.h"
 
-#define SCRATCH_PIECES 4
+#define SCRATCH_PIECES 8
 #define SCRATCH_SIZE 336
 
 struct scratch {

@@ -106,6 +106,7 @@ enum drop_reason {
 	DROP_SOURCE_RANGE = 52,         /* the service does not serve this client */
 	DROP_NO_SUCH_PORT = 53,         /* an address of services, and none at this port */
 	DROP_SERVICE_CHANGED = 54,      /* a service changed again and again while it was looked at */
+	DROP_NO_ROOM = 55,              /* all pieces of this CPU's scratch room are in use */
 	DROP_COUNT = 64,
 };
 
@@ -186,13 +187,15 @@ struct decision {
 	struct tuple reply;
 	__u32 epoch; /* before the tables were looked at: a change since then makes it outdated */
 	__u32 flags; /* enum decision_flag */
+	struct verdict back; /* what is to become of the answers; without an action: to be found when they come */
 };
-_Static_assert(sizeof(struct decision) == 96, "no hidden padding in an argument");
+_Static_assert(sizeof(struct decision) == 144, "no hidden padding in an argument");
 
 enum flow_stage {
 	FLOW_NEW = 1,       /* in the budget of the unconfirmed */
 	FLOW_CONFIRMED = 2, /* the originator has answered the reply */
 	FLOW_DEAD = 3,      /* about to be deleted: do not use */
+	FLOW_CLOSED = 4,    /* was confirmed and is over: may go when its place is wanted */
 };
 
 enum flow_flag {
@@ -240,6 +243,7 @@ enum flow_event {
 	FLOW_BUSY = 6,         /* insert failed: EBUSY */
 	FLOW_FAILED = 7,       /* insert failed otherwise */
 	FLOW_FRAGMENTS_FULL = 8, /* a datagram's ports could not be remembered */
+	FLOW_ENDED = 9,        /* over, and gone before its time: its place was wanted */
 	FLOW_EVENT_COUNT = 16,
 };
 
