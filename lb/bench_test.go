@@ -10,12 +10,15 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/stretchr/testify/require"
 
+	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/internal/packet"
+	"github.com/godatapath/datapath/internal/yardstick"
 	"github.com/godatapath/datapath/maps"
 )
 
@@ -57,7 +60,7 @@ func (r *rig) freshly(frame []byte, next *ebpf.Program) *ebpf.Program {
 	require.NoError(r.t, err)
 	r.t.Cleanup(func() { bytes.Close() })
 	require.NoError(r.t, bytes.Put(uint32(0), frame))
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{
+	return yardstick.Program(r.t, "freshly", asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.LoadMapValue(asm.R3, bytes.FD(), 0),
 		asm.Mov.Imm(asm.R2, 0), asm.Mov.Imm(asm.R4, int32(len(frame))), asm.Mov.Imm(asm.R5, 0),
@@ -65,10 +68,7 @@ func (r *rig) freshly(frame []byte, next *ebpf.Program) *ebpf.Program {
 		asm.Mov.Reg(asm.R1, asm.R6), asm.LoadMapPtr(asm.R2, jump.FD()), asm.Mov.Imm(asm.R3, 0),
 		asm.FnTailCall.Call(),
 		asm.Mov.Imm(asm.R0, 99), asm.Return(),
-	}})
-	require.NoError(r.t, err)
-	r.t.Cleanup(func() { p.Close() })
-	return p
+	})
 }
 
 // BenchmarkEstablished prints what a packet to a service costs, beside one to
@@ -76,9 +76,7 @@ func (r *rig) freshly(frame []byte, next *ebpf.Program) *ebpf.Program {
 func BenchmarkEstablished(b *testing.B) {
 	r := newRig(b, Config{})
 	r.addLoop()
-	empty, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
-	require.NoError(b, err)
-	defer empty.Close()
+	empty := yardstick.Empty(b)
 	type runner struct {
 		name  string
 		prog  *ebpf.Program
@@ -134,6 +132,65 @@ func BenchmarkEstablished(b *testing.B) {
 				ratio = fmt.Sprintf("%.3f, net %.3f", ns/pod, (ns-base)/(pod-base))
 			}
 			fmt.Fprintf(os.Stdout, "%-28s %8.1f %8.1f  %s\n", x.name, ns, ns-base, ratio)
+		}
+	}
+}
+
+// BenchmarkNewFlow prints what the first packet of a flow to a service costs, in
+// L and beside that to a pod.
+func BenchmarkNewFlow(b *testing.B) {
+	const flows, rounds, target = 4000, 5, 50
+	empty, lookUp := yardstick.Empty(b), yardstick.LookUp(b)
+	for b.Loop() {
+		fmt.Fprintf(os.Stdout, "\n%-32s %8s %6s %6s\n", "new TCP flow", "net ns", "L", "target")
+		for _, c := range casts {
+			r := newRigOf(b, Config{}, conntrack.Config{Flows: 65536, Unconfirmed: 32768})
+			r.addLoop()
+			self := loop[c.name == "IPv4"]
+			var backends []Backend
+			for i := range 3 {
+				backends = append(backends, Backend{Addr: at(c.green, uint16(8080+i))})
+			}
+			for i, s := range []Service{{Algorithm: Random}, {Algorithm: Maglev}, {Algorithm: Random, Affinity: time.Hour}} {
+				s.Name, s.Backends = fmt.Sprint(c.name, i), backends
+				s.Frontends = []Frontend{{Addr: at(c.vip, uint16(80+i))}}
+				require.NoError(b, r.bal.SetService(s))
+			}
+			for _, to := range []struct {
+				name string
+				dst  netip.AddrPort
+			}{
+				{"pod", at(c.green, 8080)}, {"service", at(c.vip, 80)}, {"service, Maglev", at(c.vip, 81)}, {"service, affinity", at(c.vip, 82)},
+			} {
+				var news, bases, lookUps, empties []float64
+				once := func(out *[]float64, p *ebpf.Program, frame []byte, repeat int) {
+					_, d, err := p.Benchmark(frame, repeat, nil)
+					require.NoError(b, err)
+					*out = append(*out, float64(d))
+				}
+				for round := range 1 + rounds {
+					if round == 1 { // the table has been used before, as on a node that runs
+						news, bases, lookUps, empties = nil, nil, nil, nil
+					}
+					require.NoError(b, r.ns.Do(func() error {
+						for i := range flows {
+							frame := tcp(at(self, uint16(10000+i)), to.dst, packet.SYN)
+							once(&news, r.dp.Program("from_endpoint"), frame, 1)
+							once(&bases, empty, frame, 1)
+							if i%8 == 0 {
+								once(&lookUps, lookUp, frame, 1000)
+								once(&empties, empty, frame, 1000)
+							}
+						}
+						return nil
+					}))
+					n, err := r.flows.Flush(conntrack.Filter{})
+					require.NoError(b, err)
+					require.Equal(b, flows, n)
+				}
+				l, net := middle(lookUps)-middle(empties), middle(news)-middle(bases)
+				fmt.Fprintf(os.Stdout, "%-32s %8.0f %6.1f %6d\n", c.name+" to a "+to.name, net, net/l, target)
+			}
 		}
 	}
 }

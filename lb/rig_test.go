@@ -65,7 +65,9 @@ func a(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func at(addr netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(addr, port) }
 
-func newRig(t testing.TB, cfg Config) *rig {
+func newRig(t testing.TB, cfg Config) *rig { return newRigOf(t, cfg, conntrack.Config{Flows: 4096}) }
+
+func newRigOf(t testing.TB, cfg Config, flows conntrack.Config) *rig {
 	t.Helper()
 	r := &rig{t: t, ifindex: map[string]uint32{}}
 	var err error
@@ -102,7 +104,7 @@ func newRig(t testing.TB, cfg Config) *rig {
 	r.metrics, err = maps.NewMetrics(maps.Config{})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, r.metrics.Close()) })
-	r.flows, err = conntrack.New(conntrack.Config{Flows: 4096})
+	r.flows, err = conntrack.New(flows)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, r.flows.Close()) })
 	peers, err := tunnel.New(tunnel.Config{})

@@ -12,13 +12,13 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/internal/packet"
+	"github.com/godatapath/datapath/internal/yardstick"
 	"github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/programs"
 	"github.com/godatapath/datapath/tunnel"
@@ -33,8 +33,8 @@ func once(p *ebpf.Program, frame []byte) (float64, error) {
 
 // BenchmarkNewFlow prints what the first packet of a flow costs, in L.
 func BenchmarkNewFlow(b *testing.B) {
-	empty := program(b, "empty", asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()})
-	lookup := lookupProgram(b)
+	empty := yardstick.Empty(b)
+	lookup := yardstick.LookUp(b)
 	const flows, rounds = 4000, 5
 	for b.Loop() {
 		var l float64

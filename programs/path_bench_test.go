@@ -16,6 +16,7 @@ import (
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/internal/packet"
+	"github.com/godatapath/datapath/internal/yardstick"
 	"github.com/godatapath/datapath/tunnel"
 )
 
@@ -101,8 +102,8 @@ func BenchmarkPath(b *testing.B) {
 		return packet.Build(layers...)
 	}
 	// Established TCP: openings, answers and more have been through, both ways.
-	empty := program(b, "empty", asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()})
-	lookup := lookupProgram(b)
+	empty := yardstick.Empty(b)
+	lookup := yardstick.LookUp(b)
 	ack := func(frame []byte) []byte { return long(frame) }
 	overlay := r.overlayProgram(redNode, redIdentity, r.dp.Program("from_overlay"))
 	overlayEmpty := r.overlayProgram(redNode, redIdentity, empty)
@@ -110,7 +111,7 @@ func BenchmarkPath(b *testing.B) {
 	outside := outer{src: redNode, dst: ownNode, port: tunnel.DefaultPort, vni: redIdentity}.around(ack(tcp(red4, blue4, 80, 3000, packet.ACK)))[:50]
 	underlay := r.wrapProgram(outside, r.dp.Program("from_underlay"))
 	// The packet must be as before for the next run, so the headers come off without us too.
-	strip := r.wrapProgram(outside, program(b, "strip", asm.Instructions{
+	strip := r.wrapProgram(outside, yardstick.Program(b, "strip", asm.Instructions{
 		asm.Mov.Imm(asm.R2, -int32(len(outside))), asm.Mov.Imm(asm.R3, 1), asm.Mov.Imm(asm.R4, 1<<7), // BPF_F_ADJ_ROOM_DECAP_L3_IPV4
 		asm.FnSkbAdjustRoom.Call(), asm.Mov.Imm(asm.R0, 0), asm.Return(),
 	}))
@@ -190,7 +191,7 @@ func (r *rig) wrapProgram(outer []byte, next *ebpf.Program) *ebpf.Program {
 	r.owner.Cleanup(func() { headers.Close() })
 	require.NoError(r.t, headers.Put(uint32(0), append(slices.Clone(outer), make([]byte, 14)...)))
 	// The type of the inner frame is in the packet; the rest of its Ethernet header nobody reads.
-	return program(r.t, "wrap", asm.Instructions{
+	return yardstick.Program(r.t, "wrap", asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.Mov.Imm(asm.R2, 12), asm.Mov.Reg(asm.R3, asm.R10), asm.Add.Imm(asm.R3, -8), asm.Mov.Imm(asm.R4, 2),
 		asm.FnSkbLoadBytes.Call(),
@@ -207,42 +208,4 @@ func (r *rig) wrapProgram(outer []byte, next *ebpf.Program) *ebpf.Program {
 		asm.FnTailCall.Call(),
 		asm.Mov.Imm(asm.R0, 99), asm.Return(),
 	})
-}
-
-func program(t testing.TB, name string, insns asm.Instructions) *ebpf.Program {
-	t.Helper()
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, License: "GPL", Instructions: insns})
-	require.NoError(t, err)
-	t.Cleanup(func() { p.Close() })
-	return p
-}
-
-// lookupProgram looks a constant 40-byte key up that is there.
-func lookupProgram(t testing.TB) *ebpf.Program {
-	t.Helper()
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 40, ValueSize: 128, MaxEntries: 131072})
-	require.NoError(t, err)
-	t.Cleanup(func() { m.Close() })
-	var key [40]byte
-	key[0] = 1
-	require.NoError(t, m.Put(key[:], make([]byte, 128)))
-	insns := asm.Instructions{}
-	for off := int16(-40); off < 0; off += 4 {
-		v := int64(0)
-		if off == -40 {
-			v = 1
-		}
-		insns = append(insns, asm.StoreImm(asm.R10, off, v, asm.Word))
-	}
-	insns = append(insns,
-		asm.LoadMapPtr(asm.R1, m.FD()),
-		asm.Mov.Reg(asm.R2, asm.R10), asm.Add.Imm(asm.R2, -40),
-		asm.FnMapLookupElem.Call(),
-		asm.JEq.Imm(asm.R0, 0, "miss"),
-		asm.LoadMem(asm.R0, asm.R0, 0, asm.Word),
-		asm.Return(),
-		asm.Mov.Imm(asm.R0, 2).WithSymbol("miss"),
-		asm.Return(),
-	)
-	return program(t, "lookup", insns)
 }
