@@ -22,6 +22,7 @@ type contestant struct {
 	client devices.Namespace
 	server devices.Namespace
 	addr   netip.Addr // of the server
+	front  netip.Addr // where the client asks for it, if that is a service
 }
 
 // The names of those that others are compared with.
@@ -31,6 +32,8 @@ const (
 	nameKernelVXLAN = "kernel-vxlan"
 	nameSameNode    = "same-node"
 	nameOverlay     = "overlay"
+	nameService     = "service"
+	nameServices    = "service-of-10000"
 )
 
 // arena holds what the contestants are made of.
@@ -56,6 +59,8 @@ func newArena(ctx context.Context, s settings, p *progress) (_ *arena, err error
 		{"kernel forwarding", a.addForwarding},
 		{"kernel vxlan", a.addKernelVXLAN},
 		{"the datapath: two nodes, two endpoints each", a.addOurs},
+		{"the datapath with one service", a.addService},
+		{"the datapath with 10,000 services", a.addServices},
 	} {
 		p.say("building " + c.name)
 		if err := ctx.Err(); err != nil {

@@ -52,7 +52,7 @@ behind, also after Ctrl-C. What a killed run has left, the next one of the same
 
   sudo go run ./examples/bench [flags]
 
-Root is needed. It takes some four minutes as it is: every contestant is measured
+Root is needed. It takes some six minutes as it is: every contestant is measured
 in every round, for -time and a short warm-up. A run of a few seconds, to see it:
   sudo go run ./examples/bench -rounds 1 -time 200ms
 

@@ -139,6 +139,9 @@ func (s settings) measure(ctx context.Context, m measure, c contestant) (float64
 		return 0, fmt.Errorf("server: %w", err)
 	}
 	j.Server = false
+	if c.front.IsValid() {
+		j.Addr = netip.AddrPortFrom(c.front, port)
+	}
 	client := startChild(ctx, c.client, j)
 	defer client.stop()
 	fromClient, err := client.wait()

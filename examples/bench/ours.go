@@ -4,9 +4,12 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/examples/internal/cluster"
+	"github.com/godatapath/datapath/lb"
 )
 
 // clusterName has our devices and pins under it, unless -name says otherwise. It
@@ -24,6 +27,13 @@ func (s settings) cluster() cluster.Config {
 	}
 }
 
+func (a *arena) family() int {
+	if a.ipv6 {
+		return 6
+	}
+	return 4
+}
+
 // addOurs adds two contestants on one cluster.
 func (a *arena) addOurs(ctx context.Context) error {
 	c, err := cluster.Start(ctx, a.cluster)
@@ -31,10 +41,7 @@ func (a *arena) addOurs(ctx context.Context) error {
 		return err
 	}
 	a.push(c.Close)
-	family := 4
-	if a.ipv6 {
-		family = 6
-	}
+	family := a.family()
 	near, far := c.Nodes[0].Endpoints, c.Nodes[1].Endpoints
 	a.add(contestant{
 		name: nameSameNode, title: "ours, same node", ours: true,
@@ -43,6 +50,43 @@ func (a *arena) addOurs(ctx context.Context) error {
 	a.add(contestant{
 		name: nameOverlay, title: "ours, over vxlan", ours: true,
 		client: near[0].Namespace, server: far[0].Namespace, addr: far[0].Addr(family),
+	})
+	return nil
+}
+
+func (a *arena) addService(ctx context.Context) error {
+	return a.addServiceOf(ctx, 1, nameService, "ours, a service")
+}
+
+func (a *arena) addServices(ctx context.Context) error {
+	return a.addServiceOf(ctx, cluster.MaxServices, nameServices, "ours, of 10,000")
+}
+
+// addServiceOf adds a contestant whose client asks for a service, of many that
+// are there. They are in a cluster of their own, of one node.
+func (a *arena) addServiceOf(ctx context.Context, services int, name, title string) error {
+	cfg := a.cluster
+	cfg.Name, cfg.Wire, cfg.Nodes, cfg.Services = fmt.Sprint(cfg.Name, "-", services), false, 1, services
+	c, err := cluster.Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	a.push(c.Close)
+	node := c.Nodes[0]
+	client, server := node.Endpoints[0], node.Endpoints[1]
+	front := a.addr("10.97.0.1/32", "fd00:97::1/128").Addr()
+	for _, p := range []lb.Protocol{lb.TCP, lb.UDP} {
+		if err := node.Services.SetService(lb.Service{
+			Name:      fmt.Sprint("bench-", p),
+			Frontends: []lb.Frontend{{Addr: netip.AddrPortFrom(front, port), Protocol: p}},
+			Backends:  []lb.Backend{server.Backend(a.family(), port)},
+		}); err != nil {
+			return err
+		}
+	}
+	a.add(contestant{
+		name: name, title: title, ours: true,
+		client: client.Namespace, server: server.Namespace, addr: server.Addr(a.family()), front: front,
 	})
 	return nil
 }

@@ -15,14 +15,14 @@ import (
 )
 
 // exampleReport has one value for each contestant, in the order veth,
-// forwarding, kernel vxlan, same node, overlay.
+// forwarding, kernel vxlan, same node, overlay, one service, one of many.
 func exampleReport(t *testing.T, name string, values ...float64) *report {
 	t.Helper()
 	all, err := selectMeasures(name)
 	require.NoError(t, err)
 	s := settings{rounds: 1, time: time.Second, measures: all, underlay: underlayWire}
 	var contestants []contestant
-	for _, n := range []string{nameVeth, nameForwarding, nameKernelVXLAN, nameSameNode, nameOverlay} {
+	for _, n := range []string{nameVeth, nameForwarding, nameKernelVXLAN, nameSameNode, nameOverlay, nameService, nameServices} {
 		contestants = append(contestants, contestant{name: n, title: "<" + n + ">"})
 	}
 	rep := newReport(s, contestants)
@@ -40,15 +40,15 @@ func TestTargets(t *testing.T) {
 		values  []float64
 		missed  int
 	}{
-		{"rr", []float64{10, 12, 16, 10.8, 14.5}, 0},
-		{"rr", []float64{10, 12, 16, 10.9, 14.5}, 1},
-		{"rr", []float64{10, 12, 14, 10.8, 14.6}, 2},
-		{"crr", []float64{10, 12, 16, 11, 15}, 0},
-		{"crr", []float64{10, 12, 14, 11.1, 15.1}, 3},
-		{"udp", []float64{100, 90, 50, 92, 55}, 0},
-		{"udp", []float64{100, 90, 50, 91, 54}, 2},
-		{"stream", []float64{40, 30, 20, 36, 20}, 0},
-		{"stream", []float64{40, 30, 20, 35, 19}, 2},
+		{"rr", []float64{10, 12, 16, 10.8, 14.5, 99, 99}, 0},
+		{"rr", []float64{10, 12, 16, 10.9, 14.5, 99, 99}, 1},
+		{"rr", []float64{10, 12, 14, 10.8, 14.6, 99, 99}, 2},
+		{"crr", []float64{10, 12, 16, 11, 15, 11.2, 11.5}, 0},
+		{"crr", []float64{10, 12, 14, 11.1, 15.1, 11.3, 11.7}, 5},
+		{"udp", []float64{100, 90, 50, 92, 55, 1, 1}, 0},
+		{"udp", []float64{100, 90, 50, 91, 54, 1, 1}, 2},
+		{"stream", []float64{40, 30, 20, 36, 20, 1, 1}, 0},
+		{"stream", []float64{40, 30, 20, 35, 19, 1, 1}, 2},
 	} {
 		assert.Equal(t, c.missed, exampleReport(t, c.measure, c.values...).missed(), "%+v", c)
 	}
@@ -56,7 +56,7 @@ func TestTargets(t *testing.T) {
 
 func TestConclusion(t *testing.T) {
 	t.Parallel()
-	rep := exampleReport(t, "rr", 10, 12, 16, 11, 14)
+	rep := exampleReport(t, "rr", 10, 12, 16, 11, 14, 11, 11)
 	c := &rep.Measures[0].Contestants[4]
 	c.add(30)
 	c.add(20)
@@ -97,7 +97,7 @@ func TestMedianAgainstItsDefinition(t *testing.T) {
 func TestTableIsAligned(t *testing.T) {
 	t.Parallel()
 	for rounds, heading := range map[int]string{1: "measured once  ", 3: "median  "} {
-		rep := exampleReport(t, "rr", 10, 120, 16, 11, 14)
+		rep := exampleReport(t, "rr", 10, 120, 16, 11, 14, 11, 11)
 		rep.Rounds = rounds
 		var b bytes.Buffer
 		require.NoError(t, writeTable(&b, rep))
@@ -107,7 +107,7 @@ func TestTableIsAligned(t *testing.T) {
 				rows = append(rows, strings.TrimRight(line, "\n"))
 			}
 		}
-		require.Len(t, rows, 6)
+		require.Len(t, rows, 8)
 		for _, r := range rows {
 			assert.Equal(t, len([]rune(rows[0])), len([]rune(r)), b.String())
 		}
@@ -124,7 +124,7 @@ func TestTableIsAligned(t *testing.T) {
 
 func TestChartEscapesAndFits(t *testing.T) {
 	t.Parallel()
-	b := chart(exampleReport(t, "udp", 200, 180, 100, 190, 120))
+	b := chart(exampleReport(t, "udp", 200, 180, 100, 190, 120, 190, 190))
 	requireXML(t, b)
 	assert.Contains(t, string(b), "&lt;veth&gt;")
 	assert.NotContains(t, string(b), "<veth>")

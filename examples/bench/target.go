@@ -22,6 +22,8 @@ var targets = []target{
 	{Measure: "crr", Contestant: nameSameNode, Against: nameVeth, Bound: 1.10},
 	{Measure: "crr", Contestant: nameOverlay, Against: nameVeth, Bound: 1.50},
 	{Measure: "crr", Contestant: nameOverlay, Against: nameKernelVXLAN, Bound: 1},
+	{Measure: "crr", Contestant: nameService, Against: nameVeth, Bound: 1.12},
+	{Measure: "crr", Contestant: nameServices, Against: nameService, Bound: 1.03},
 	{Measure: "udp", Contestant: nameSameNode, Against: nameVeth, Bound: 0.92},
 	{Measure: "udp", Contestant: nameOverlay, Against: nameKernelVXLAN, Bound: 1.10},
 	{Measure: "stream", Contestant: nameSameNode, Against: nameVeth, Bound: 0.90},

@@ -3,9 +3,11 @@
 package main
 
 import (
+	"cmp"
 	"net/netip"
 
 	"github.com/godatapath/datapath/examples/internal/cluster"
+	"github.com/godatapath/datapath/lb"
 )
 
 // Document is what -json writes. Other tools read it: fields are added, never
@@ -14,7 +16,7 @@ import (
 type Document struct {
 	Nodes    []Node    `json:"nodes"`
 	Outside  []Host    `json:"outside"`  // hosts that are on no node
-	Services []Service `json:"services"` // none yet
+	Services []Service `json:"services"` // the same on every node; one is of one family
 }
 
 // Node is a namespace that plays a host.
@@ -47,14 +49,25 @@ type Host struct {
 	Addresses []netip.Addr `json:"addresses"`
 }
 
-// Service is a load-balanced address.
-type Service struct{}
+// Service is addresses that lead to whichever backend is chosen.
+type Service struct {
+	Name      string     `json:"name"`
+	Frontends []Frontend `json:"frontends"`
+	Backends  []string   `json:"backends"` // addr:port
+}
+
+// Frontend is where clients reach a service.
+type Frontend struct {
+	Address  string `json:"address"`  // ip:port
+	Type     string `json:"type"`     // ClusterIP
+	Protocol string `json:"protocol"` // TCP or UDP
+}
 
 func describe(c *cluster.Cluster) Document {
 	doc := Document{Nodes: []Node{}, Outside: []Host{}, Services: []Service{}}
 	for _, n := range c.Nodes {
 		node := Node{
-			Name: n.Name, Netns: n.Netns, Addresses: []netip.Addr{}, PodCIDRs: n.PodCIDRs, Pins: n.Pins, Endpoints: []Endpoint{},
+			Name: n.Name, Netns: n.Netns, Addresses: []netip.Addr{}, PodCIDRs: n.PodCIDRs, Pins: n.Pins, Cgroup: n.Cgroup, Endpoints: []Endpoint{},
 		}
 		for _, a := range n.Addrs {
 			node.Addresses = append(node.Addresses, a.Addr())
@@ -66,6 +79,18 @@ func describe(c *cluster.Cluster) Document {
 			})
 		}
 		doc.Nodes = append(doc.Nodes, node)
+	}
+	for _, s := range c.Services {
+		service := Service{Name: s.Name, Frontends: []Frontend{}, Backends: []string{}}
+		for _, f := range s.Frontends {
+			service.Frontends = append(service.Frontends, Frontend{
+				Address: f.Addr.String(), Type: cmp.Or(f.Type, lb.ClusterIP).String(), Protocol: cmp.Or(f.Protocol, lb.TCP).String(),
+			})
+		}
+		for _, b := range s.Backends {
+			service.Backends = append(service.Backends, b.Addr.String())
+		}
+		doc.Services = append(doc.Services, service)
 	}
 	return doc
 }

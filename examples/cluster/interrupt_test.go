@@ -51,15 +51,27 @@ func TestInterrupt(t *testing.T) {
 
 func TestInterruptWhileProbing(t *testing.T) {
 	t.Parallel()
+	interruptAt(t, "ICMP echo", "-nodes", "8")
+}
+
+// A child is in the cgroup.
+func TestInterruptWhileAskingBySocket(t *testing.T) {
+	t.Parallel()
+	interruptAt(t, "by socket", "-services", "1")
+}
+
+// interruptAt ends a run behind the first line that has the word.
+func interruptAt(t *testing.T, word string, flags ...string) {
+	t.Helper()
 	name := newName(t)
-	cmd := program(t, "root", "-nodes", "8", "-name", name)
+	cmd := program(t, "root", append(flags, "-name", name)...)
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	require.NoError(t, cmd.Start())
 	lines := bufio.NewScanner(out)
-	for lines.Scan() && !strings.Contains(lines.Text(), "ICMP echo") {
+	for lines.Scan() && !strings.Contains(lines.Text(), word) {
 	}
 	require.NoError(t, cmd.Process.Signal(unix.SIGTERM))
 	for lines.Scan() {
@@ -119,7 +131,7 @@ func TestCancelledBefore(t *testing.T) {
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	name := newName(t)
-	cmd := program(t, "root", "-hold", "-name", name, "-nodes", "3")
+	cmd := program(t, "root", "-hold", "-name", name, "-nodes", "3", "-services", "2")
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())

@@ -15,6 +15,9 @@ import (
 )
 
 func main() {
+	if text := os.Getenv(asChild); text != "" {
+		os.Exit(childMain(text, os.Stdout, os.Stderr))
+	}
 	ctx, stop := cli.Context()
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

@@ -26,8 +26,15 @@ import (
 const asProgram = "CLUSTER_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(asChild); text != "" {
+		os.Exit(childMain(text, os.Stdout, os.Stderr))
+	}
 	switch os.Getenv(asProgram) {
 	case "":
+		// With the race detector each of the many children would rest for a second at its end.
+		if err := os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0"); err != nil {
+			panic(err)
+		}
 		os.Exit(netnstest.Main(m))
 	case "nobody":
 		if err := syscall.Setuid(65534); err != nil {
@@ -73,6 +80,9 @@ func requireNothing(t *testing.T, name string) {
 	for line := range strings.Lines(string(mounts)) {
 		require.NotContains(t, line, "/"+name+"/", "mounts")
 		require.NotContains(t, line, "/"+name+"-", "mounts")
+		if fields := strings.Fields(line); strings.Contains(line, " - cgroup2 ") {
+			require.NoDirExists(t, filepath.Join(fields[4], "datapath-"+name))
+		}
 	}
 }
 

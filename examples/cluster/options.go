@@ -21,12 +21,17 @@ Flags:
   -nodes N         nodes, 1 to %d (2)
   -endpoints N     endpoints on each node, 0 to %d (2)
   -mode vxlan      how nodes reach one another's endpoints; vxlan is all there is
+  -services N      services over the endpoints, 0 to %d (0): number i is reached
+                   at 10.96.x.y:80 (x.y is i) and [fd00:96::i]:80, TCP and UDP
+  -backends M      backends of each service, 1 to %d (3)
   -port N          UDP port of the overlay, 1 to 65535 (8472)
   -ipv6-underlay   the nodes reach one another over IPv6
   -hold            stay up until Ctrl-C
   -json            describe the cluster as one JSON document on standard output;
                    everything else goes to standard error. Its fields are those
-                   of Document in examples/cluster/document.go
+                   of Document in examples/cluster/document.go. With -services a
+                   node has a "cgroup", if the machine has cgroup2: the sockets
+                   of processes in it reach services without translated packets
   -name NAME       prefix of the names of the namespaces (dp): up to 64 letters,
                    digits, '-', '_' and '.', a letter or digit first
 
@@ -54,6 +59,8 @@ func parse(args []string) (options, error) {
 	fs.SetOutput(io.Discard)
 	nodes := fs.Int("nodes", 2, "")
 	endpoints := fs.Int("endpoints", 2, "")
+	fs.IntVar(&o.cluster.Services, "services", 0, "")
+	backends := fs.Int("backends", 3, "")
 	mode := fs.String("mode", "vxlan", "")
 	port := fs.Int("port", 8472, "")
 	fs.BoolVar(&o.cluster.IPv6Underlay, "ipv6-underlay", false, "")
@@ -71,6 +78,10 @@ func parse(args []string) (options, error) {
 		err = fmt.Errorf("-nodes %d: want 1 to %d", *nodes, cluster.MaxNodes)
 	case *endpoints < 0 || *endpoints > cluster.MaxEndpoints:
 		err = fmt.Errorf("-endpoints %d: want 0 to %d", *endpoints, cluster.MaxEndpoints)
+	case o.cluster.Services < 0 || o.cluster.Services > cluster.MaxServices:
+		err = fmt.Errorf("-services %d: want 0 to %d", o.cluster.Services, cluster.MaxServices)
+	case *backends < 1 || *backends > cluster.MaxBackends:
+		err = fmt.Errorf("-backends %d: want 1 to %d", *backends, cluster.MaxBackends)
 	case *mode != "vxlan":
 		err = fmt.Errorf("-mode %s: there is only vxlan", *mode)
 	case *port < 1 || *port > 65535:
@@ -78,14 +89,15 @@ func parse(args []string) (options, error) {
 	case o.cluster.Name == "":
 		err = errors.New("-name: want a name")
 	default:
+		o.cluster.Nodes, o.cluster.Endpoints, o.cluster.Port = *nodes, *endpoints, uint16(*port)
+		if *endpoints == 0 {
+			o.cluster.Endpoints = -1 // 0 is the default there
+		}
+		o.cluster.Backends = *backends
 		err = o.cluster.Check()
 	}
 	if err != nil {
 		return o, fmt.Errorf("%w (%w)", err, errUsage)
-	}
-	o.cluster.Nodes, o.cluster.Endpoints, o.cluster.Port = *nodes, *endpoints, uint16(*port)
-	if *endpoints == 0 {
-		o.cluster.Endpoints = -1 // 0 is the default there
 	}
 	return o, nil
 }

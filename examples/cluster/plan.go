@@ -22,15 +22,28 @@ const (
 	largeDatagram = 8000 // payload of a datagram that goes in fragments
 )
 
+// What the probes of services are.
+const (
+	tcpEcho      = "TCP echo"
+	udpEcho      = "UDP echo"
+	datagramEcho = "UDP echo, unconnected,"
+)
+
 var bothFamilies = []int{4, 6}
 
 type server = probe.Echo
 
 // planner makes the list of probes and starts the servers that they need.
 type planner struct {
-	node   string // whose probes are planned now
-	rows   []row
-	echoes map[place]*server
+	node    string // whose probes are planned now
+	rows    []row
+	echoes  map[place]*server
+	servers map[netip.AddrPort]*server // of the services' backends
+	trials  []trial
+}
+
+func newPlanner() *planner {
+	return &planner{echoes: map[place]*server{}, servers: map[netip.AddrPort]*server{}}
 }
 
 // end is one side of a probe.
@@ -105,6 +118,9 @@ func (p *planner) plan(c *cluster.Cluster) error {
 				return err
 			}
 		}
+		if err := p.services(c, n, next); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -169,7 +185,13 @@ func (p *planner) at(to end, family int) netip.AddrPort {
 
 func (p *planner) close() error {
 	var errs []error
+	for _, t := range p.trials {
+		errs = append(errs, t.node.Services.DeleteService(t.service))
+	}
 	for _, e := range p.echoes {
+		errs = append(errs, e.Close())
+	}
+	for _, e := range p.servers {
 		errs = append(errs, e.Close())
 	}
 	return errors.Join(errs...)

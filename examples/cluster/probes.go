@@ -19,7 +19,7 @@ import (
 // probeAll makes all probes, prints each as soon as it is over and tells how
 // many failed.
 func probeAll(ctx context.Context, c *cluster.Cluster, out io.Writer) (failed int, err error) {
-	p := planner{echoes: map[place]*server{}}
+	p := newPlanner()
 	defer func() {
 		if e := p.close(); e != nil {
 			err = errors.Join(err, e)
@@ -46,6 +46,9 @@ func probeAll(ctx context.Context, c *cluster.Cluster, out io.Writer) (failed in
 		return b
 	}
 	fmt.Fprintf(out, "\n%s %7s %13s\n", label([3]string{}), "IPv4", "IPv6")
+	if c.NoSockets != nil {
+		fmt.Fprintf(out, "  Services are not there for sockets: %v\n", c.NoSockets)
+	}
 	start, made := time.Now(), 0
 	for i, r := range p.rows {
 		if i > 0 && p.rows[i-1].node != r.node {

@@ -22,7 +22,7 @@ import (
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintf(stdout, usage, cluster.MaxNodes, cluster.MaxEndpoints)
+		fmt.Fprintf(stdout, usage, cluster.MaxNodes, cluster.MaxEndpoints, cluster.MaxServices, cluster.MaxBackends)
 		return 0
 	}
 	if err != nil {
@@ -124,6 +124,9 @@ func hint(c *cluster.Cluster, out io.Writer) {
 	fmt.Fprintln(out, "\nThe cluster stays up until Ctrl-C. In another terminal:")
 	fmt.Fprintf(out, "  sudo go run ./examples/dpctl -pins %s status\n", filepath.Dir(c.Nodes[0].Pins))
 	fmt.Fprintf(out, "  sudo go run ./examples/dpctl -pins %s ct list -proto tcp\n", c.Nodes[0].Pins)
+	if len(c.Services) > 0 {
+		fmt.Fprintf(out, "  sudo go run ./examples/dpctl -pins %s service list\n", c.Nodes[0].Pins)
+	}
 	if all := c.Endpoints(); len(all) > 1 {
 		fmt.Fprintln(out, "and if ip and ping are installed:")
 		fmt.Fprintf(out, "  sudo ip netns exec %s ping %s\n", all[0].Netns, all[len(all)-1].Addr(4))

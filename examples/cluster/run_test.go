@@ -215,7 +215,13 @@ func TestBadCommandLines(t *testing.T) {
 		"-nodes x":      `invalid value "x" for flag -nodes`,
 		"-what":         `flag provided but not defined: -what`,
 		"three":         `"three" is not a flag`,
+		"-services -1":  `-services -1: want 0 to 10000`,
+		"-backends 0":   `-backends 0: want 1 to 100`,
 		"-name=":        `-name: want a name`,
+
+		"-services 10001":              `-services 10001: want 0 to 10000`,
+		"-services 1 -endpoints 0":     `services without endpoints`,
+		"-services 9999 -backends 100": `9999 services of 100 backends: want up to 50000 backends in all`,
 
 		"-nodes 201":     `-nodes 201: want 1 to 200`,
 		"-endpoints 201": `-endpoints 201: want 0 to 200`,
@@ -254,7 +260,7 @@ func TestHelp(t *testing.T) {
 	var out, errs bytes.Buffer
 	require.Zero(t, run(t.Context(), []string{"-h"}, &out, &errs))
 	require.Empty(t, errs.String())
-	for _, flag := range []string{"-nodes", "-endpoints", "-mode", "-port", "-ipv6-underlay", "-hold", "-json", "-name"} {
+	for _, flag := range []string{"-nodes", "-endpoints", "-mode", "-services", "-backends", "-port", "-ipv6-underlay", "-hold", "-json", "-name"} {
 		require.Contains(t, out.String(), "\n  "+flag+" ")
 	}
 }

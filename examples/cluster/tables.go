@@ -39,16 +39,25 @@ func showTables(c *cluster.Cluster, out io.Writer) error {
 		heading := append(show.Row{"NODE"}, show.MetricsHeading...)
 		metrics = append([]show.Row{heading}, metrics...)
 	}
-	for _, t := range []struct {
+	type table struct {
 		title  string
 		rows   []show.Row
 		legend []string
-	}{
+	}
+	var services []table
+	if n := c.Nodes[0]; n.Services != nil {
+		rows, legend, err := serviceRows(n)
+		if err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+		services = []table{{"Services, the same on every node", rows, legend}}
+	}
+	for _, t := range append([]table{
 		{"Endpoints", endpoints, nil},
 		{"Tunnel: which prefix is on which node", peers, show.PeersLegend},
 		{"Connection tracking", flows, show.FlowsLegend},
 		{"What became of the packets", metrics, show.MetricsLegend},
-	} {
+	}, services...) {
 		fmt.Fprintf(out, "\n%s\n", t.title)
 		if err := show.Write(out, "  ", t.rows); err != nil {
 			return err
@@ -61,4 +70,19 @@ func showTables(c *cluster.Cluster, out io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// mostServices is how many are printed.
+const mostServices = 6
+
+func serviceRows(n *cluster.Node) (rows []show.Row, legend []string, err error) {
+	all, err := show.Services(n.Services)
+	if err != nil {
+		return nil, nil, err
+	}
+	if left := len(all) - mostServices; left > 0 {
+		all = all[:mostServices]
+		legend = []string{fmt.Sprintf("and %s more, as dpctl service list shows", count(left, "service"))}
+	}
+	return append([]show.Row{show.ServicesHeading}, show.ServiceRows(all)...), legend, nil
 }

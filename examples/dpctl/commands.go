@@ -10,6 +10,7 @@ import (
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/examples/internal/show"
+	"github.com/godatapath/datapath/lb"
 	"github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/tunnel"
 )
@@ -29,6 +30,8 @@ var commands = []command{
 	{"endpoint list", listEndpoints},
 	{"tunnel list", listPeers},
 	{"ct list", listFlows},
+	{"service list", listServices},
+	{"service backends", listBackends},
 	{"metrics list", listMetrics},
 	{"status", readStatus},
 }
@@ -37,6 +40,8 @@ type (
 	endpoints []show.Endpoint
 	peers     []show.Peer
 	flows     []show.Flow
+	services  []show.Service
+	backends  []show.Backend
 	metrics   []show.Metric
 )
 
@@ -52,12 +57,24 @@ func (f flows) print(w io.Writer, indent string) error {
 	return show.Write(w, indent, show.FlowRows(f))
 }
 
-func (m metrics) print(w io.Writer, indent string) error {
-	rows := show.MetricRows(m)
-	if len(rows) > 0 {
-		rows = append([]show.Row{show.MetricsHeading}, rows...)
+func (s services) print(w io.Writer, indent string) error {
+	return show.Write(w, indent, under(show.ServicesHeading, show.ServiceRows(s)))
+}
+
+func (b backends) print(w io.Writer, indent string) error {
+	return show.Write(w, indent, under(show.BackendsHeading, show.BackendRows(b)))
+}
+
+// under puts a heading above rows, if there are any.
+func under(heading show.Row, rows []show.Row) []show.Row {
+	if len(rows) == 0 {
+		return nil
 	}
-	return show.Write(w, indent, rows)
+	return append([]show.Row{heading}, rows...)
+}
+
+func (m metrics) print(w io.Writer, indent string) error {
+	return show.Write(w, indent, under(show.MetricsHeading, show.MetricRows(m)))
 }
 
 func listEndpoints(_ options, pins string) (printed, error) {
@@ -97,6 +114,31 @@ func listFlows(o options, pins string) (printed, error) {
 		return nil, err
 	}
 	return flows(all), nil
+}
+
+func listServices(_ options, pins string) (printed, error) {
+	all, err := readServices(pins)
+	if err != nil {
+		return nil, err
+	}
+	return services(all), nil
+}
+
+func listBackends(_ options, pins string) (printed, error) {
+	all, err := readServices(pins)
+	if err != nil {
+		return nil, err
+	}
+	return backends(show.Backends(all)), nil
+}
+
+func readServices(pins string) ([]show.Service, error) {
+	t, err := lb.Open(pins)
+	if err != nil {
+		return nil, absent("service table", pins, err)
+	}
+	defer t.Close()
+	return show.Services(t)
 }
 
 func listMetrics(_ options, pins string) (printed, error) {

@@ -24,7 +24,10 @@ Root is needed.
 Commands:
   endpoint list    the workloads of the node: addresses, identity, MACs
   tunnel list      the prefixes of other nodes, and those nodes' own addresses
-  ct list          connections: where they come from and where they are sent
+  ct list          connections: where they come from and where they are sent,
+                   those to services with the tuple under which they go on
+  service list     services: their frontends and the backends of each
+  service backends who serves: how many services, by state
   metrics list     what became of the packets, by outcome and program
   status           what is attached where and in which order, and how full it is
 
@@ -43,6 +46,7 @@ Flags:
 Examples, once it is built (go build ./examples/dpctl):
   sudo ./dpctl endpoint list
   sudo ./dpctl -pins /run/datapath/dp/bpf/node1 ct list -proto tcp -dst 10.244.2.0/24
+  sudo ./dpctl -pins /run/datapath/dp/bpf/node1 service list
   sudo ./dpctl status -json | jq '.node1.hooks'
 
 In rows, sent=12/3400 is 12 packets of 3400 bytes in all. vni=identity means that

@@ -12,6 +12,7 @@ import (
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/examples/internal/show"
+	"github.com/godatapath/datapath/lb"
 	"github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/programs"
 	"github.com/godatapath/datapath/tunnel"
@@ -19,11 +20,12 @@ import (
 
 // status is a node at a glance. What the node does not have is null.
 type status struct {
-	Netns       string          `json:"netns"`       // path of the node's namespace; "" if it was not found
-	NetnsCookie uint64          `json:"netnsCookie"` // 0: the kernel has none
-	Epoch       uint32          `json:"epoch"`       // changes with each change that can alter a decision
-	Endpoints   *int            `json:"endpoints"`   // how many
-	Prefixes    *int            `json:"prefixes"`    // of other nodes, how many
+	Netns       string          `json:"netns"`              // path of the node's namespace; "" if it was not found
+	NetnsCookie uint64          `json:"netnsCookie"`        // 0: the kernel has none
+	Epoch       uint32          `json:"epoch"`              // changes with each change that can alter a decision
+	Endpoints   *int            `json:"endpoints"`          // how many
+	Prefixes    *int            `json:"prefixes"`           // of other nodes, how many
+	Services    *int            `json:"services,omitempty"` // how many; absent if the node has no such table
 	Flows       *show.FlowStats `json:"flows"`
 	Drops       []drop          `json:"drops"` // by reason
 	Hooks       []hook          `json:"hooks"` // null if the namespace was not found
@@ -94,6 +96,17 @@ func (s *status) readTables(pins string) error {
 		return err
 	})
 	read(func() error {
+		t, err := lb.Open(pins)
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		all, err := t.Services()
+		n := len(all)
+		s.Services = &n
+		return err
+	})
+	read(func() error {
 		t, err := conntrack.Open(pins)
 		if err != nil {
 			return err
@@ -143,10 +156,13 @@ func (s *status) print(w io.Writer, indent string) error {
 	if s.Prefixes != nil {
 		add("tunnel", "%d prefixes of other nodes", *s.Prefixes)
 	}
+	if s.Services != nil {
+		add("services", "%d", *s.Services)
+	}
 	if f := s.Flows; f != nil {
 		add("flows", "%d: %d new, %d established, %d closing", f.Flows(), f.New, f.Established, f.Closing)
 		add("", "%d of %d entries in use, %.2f%%", f.Entries, f.Capacity, 100*f.Fill)
-		add("", "created %d, confirmed %d, evicted %d, reused %d, fragments not remembered %d", f.Created, f.Confirmed, f.Evicted, f.Reused, f.FragmentsNotRemembered)
+		add("", "created %d, confirmed %d, evicted %d, reused %d, ended %d, fragments not remembered %d", f.Created, f.Confirmed, f.Evicted, f.Reused, f.Ended, f.FragmentsNotRemembered)
 		add("", "insert errors %s", f.Errors())
 	}
 	if s.Drops != nil {

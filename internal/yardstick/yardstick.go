@@ -7,14 +7,21 @@ package yardstick
 
 import (
 	"encoding/binary"
-	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 )
 
+// Bench is what a benchmark is here: a testing.TB, without what else that
+// brings.
+type Bench interface {
+	Helper()
+	Fatal(why ...any)
+	Cleanup(func())
+}
+
 // Program loads a program of the TC kind for the time of a benchmark.
-func Program(b testing.TB, name string, insns asm.Instructions) *ebpf.Program {
+func Program(b Bench, name string, insns asm.Instructions) *ebpf.Program {
 	b.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, License: "GPL", Instructions: insns})
 	if err != nil {
@@ -25,14 +32,14 @@ func Program(b testing.TB, name string, insns asm.Instructions) *ebpf.Program {
 }
 
 // Empty is a program that does nothing.
-func Empty(b testing.TB) *ebpf.Program {
+func Empty(b Bench) *ebpf.Program {
 	b.Helper()
 	return Program(b, "empty", asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()})
 }
 
 // LookUp is a program that finds one key of 40 bytes in a hash table and reads
 // of its value.
-func LookUp(b testing.TB) *ebpf.Program {
+func LookUp(b Bench) *ebpf.Program {
 	b.Helper()
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 40, ValueSize: 128, MaxEntries: 131072})
 	if err != nil {

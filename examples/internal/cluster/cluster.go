@@ -16,6 +16,7 @@ import (
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/internal/undo"
+	"github.com/godatapath/datapath/lb"
 	"github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/tunnel"
 )
@@ -28,6 +29,8 @@ type Config struct {
 	Name         string // prefix of all names; "": dp
 	Nodes        int    // 0: 2
 	Endpoints    int    // on each node; 0: 2, below 0: none
+	Services     int    // reached by both families, see [Cluster.Services]; 0: none, and no node balances
+	Backends     int    // of each service; 0: 3
 	Port         uint16 // of the overlay; 0: 8472
 	IPv6Underlay bool
 	Wire         bool   // join the two nodes by one veth, without a bridge between
@@ -57,6 +60,11 @@ var (
 type Cluster struct {
 	Name     string
 	Nodes    []*Node
+	Services []lb.Service // the same on every node: for each two, of IPv4 and of IPv6
+	// NoSockets says why the services are not there for sockets; nil if they are,
+	// or if there are none.
+	NoSockets error
+
 	cfg      Config
 	dir      string
 	underlay devices.Namespace
@@ -94,9 +102,18 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 			return nil, fmt.Errorf("start the cluster: node %d: %w", i, err)
 		}
 	}
+	if cfg.Services > 0 {
+		cfg.Progress("services")
+		c.planServices()
+	}
 	for _, n := range c.Nodes {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("start the cluster: %w", err)
+		}
+		if n.Services != nil {
+			if _, err := n.Services.Sync(c.Services); err != nil {
+				return nil, fmt.Errorf("start the cluster: %s: %w", n.Name, err)
+			}
 		}
 		if err := n.knowPeers(c.Nodes); err != nil {
 			return nil, fmt.Errorf("start the cluster: %s: %w", n.Name, err)
@@ -134,6 +151,12 @@ func (cfg Config) withDefaults() (Config, error) {
 	}
 	if cfg.Endpoints > MaxEndpoints {
 		return cfg, fmt.Errorf("%d endpoints on a node: want up to %d", cfg.Endpoints, MaxEndpoints)
+	}
+	if cfg.Backends == 0 {
+		cfg.Backends = 3
+	}
+	if err := cfg.checkServices(); err != nil {
+		return cfg, err
 	}
 	if cfg.Port == 0 {
 		cfg.Port = tunnel.DefaultPort
@@ -189,10 +212,14 @@ func (c *Cluster) claim() error {
 		return err
 	}
 	c.push(func() error { return errors.Join(maps.UnmountBPFFS(bpf), os.Remove(bpf)) })
+	if c.cfg.Services > 0 {
+		return c.mountCgroups()
+	}
 	return nil
 }
 
-// clear removes the namespaces of that name and the bpf filesystem with all pins.
+// clear removes the namespaces of that name, the bpf filesystem with all pins and
+// the cgroups.
 func (c *Cluster) clear(bpf string) error {
 	left, err := filepath.Glob(filepath.Join(devices.NamespaceDir, c.Name+"-*"))
 	if err != nil {
@@ -209,6 +236,7 @@ func (c *Cluster) clear(bpf string) error {
 	if err := os.Remove(bpf); err != nil && !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, err)
 	}
+	errs = append(errs, c.clearCgroups())
 	return errors.Join(errs...)
 }
 

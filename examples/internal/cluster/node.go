@@ -9,9 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
+	"github.com/godatapath/datapath/lb"
 	"github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/programs"
 	"github.com/godatapath/datapath/tunnel"
@@ -26,12 +28,15 @@ type Node struct {
 	Gateways  []netip.Addr   // in the overlay
 	PodCIDRs  []netip.Prefix
 	Pins      string
+	Cgroup    string // its sockets reach the services; "" if there is none
 	Endpoints []*Endpoint
 
 	Table    *maps.Endpoints
 	Metrics  *maps.Metrics
 	Flows    *conntrack.Table
 	Peers    *tunnel.Peers
+	Services *lb.Balancer // nil without services
+	Sockets  *lb.Sockets  // nil without a cgroup
 	Datapath *programs.Datapath
 	Host     devices.HostLinks
 	VXLAN    devices.VXLANLink
@@ -89,6 +94,11 @@ func (c *Cluster) addNode(ctx context.Context, index int) error {
 	c.push(n.close)
 	if err := n.start(); err != nil {
 		return err
+	}
+	if n.Services != nil {
+		if err := n.translateSockets(c); err != nil {
+			return err
+		}
 	}
 	for i := 1; i <= c.cfg.Endpoints; i++ {
 		if err := ctx.Err(); err != nil {
@@ -148,8 +158,14 @@ func (n *Node) start() (err error) {
 	if n.Peers, err = tunnel.New(tunnel.Config{Config: pinned, Port: n.cfg.Port, MTU: mtu, IPv6: n.cfg.IPv6Underlay, Node: n.Underlay()}); err != nil {
 		return err
 	}
-	n.Datapath, err = programs.Load(programs.Config{Namespace: n.Namespace, Gateways: n.Gateways, Pins: n.Pins},
-		n.Table, n.Metrics, n.Flows, n.Peers)
+	blocks := []programs.Block{n.Table, n.Metrics, n.Flows, n.Peers}
+	if n.cfg.Services > 0 {
+		if err := n.startServices(lb.Config{Config: pinned}); err != nil {
+			return err
+		}
+		blocks = append(blocks, n.Services)
+	}
+	n.Datapath, err = programs.Load(programs.Config{Namespace: n.Namespace, Gateways: n.Gateways, Pins: n.Pins}, blocks...)
 	if err != nil {
 		return err
 	}
@@ -243,19 +259,35 @@ func (n *Node) addEndpoint(e *Endpoint) (err error) {
 	return nil
 }
 
-// expire lets idle flows go until ctx ends. If that fails it calls broken, and
-// close tells why.
+// expire lets idle flows go, and backends that have drained, until ctx ends. If
+// that fails it calls broken, and close tells why.
 func (n *Node) expire(ctx context.Context, broken func()) {
-	flows, done := n.Flows, make(chan error, 1)
-	go func() {
-		defer close(done)
+	flows, done := n.Flows, make(chan error, 2)
+	var running sync.WaitGroup
+	running.Go(func() {
 		err := flows.Run(ctx)
 		if err != nil && !errors.Is(err, os.ErrClosed) {
 			done <- fmt.Errorf("%s: idle flows are no longer expired: %w", n.Name, err)
 			broken()
 		}
-	}()
-	n.expired = func() error { return <-done }
+	})
+	if n.Services != nil {
+		running.Go(func() {
+			if err := n.sweepServices(ctx); err != nil {
+				done <- err
+				broken()
+			}
+		})
+	}
+	n.expired = func() error {
+		running.Wait()
+		close(done)
+		var errs []error
+		for err := range done {
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
+	}
 }
 
 func (n *Node) close() error {
@@ -263,8 +295,14 @@ func (n *Node) close() error {
 	if n.expired != nil {
 		errs = append(errs, n.expired())
 	}
+	if n.Sockets != nil {
+		errs = append(errs, n.Sockets.Remove())
+	}
 	if n.Datapath != nil {
 		errs = append(errs, n.Datapath.Remove())
+	}
+	if n.Services != nil {
+		errs = append(errs, n.Services.Remove())
 	}
 	if n.Peers != nil {
 		errs = append(errs, n.Peers.Remove())

@@ -30,32 +30,37 @@ type Echo struct {
 // NewEcho starts an echo server on an address of the namespace, on a port that
 // is free there. The caller closes it.
 func NewEcho(ns devices.Namespace, addr netip.Addr) (*Echo, error) {
+	return NewEchoAt(ns, netip.AddrPortFrom(addr, 0))
+}
+
+// NewEchoAt starts one on a port of the caller's choice.
+func NewEchoAt(ns devices.Namespace, at netip.AddrPort) (*Echo, error) {
 	e := &Echo{conns: map[net.Conn]bool{}}
-	if err := ns.Do(func() error { return e.listen(addr) }); err != nil {
-		return nil, fmt.Errorf("start an echo server on %s in %s: %w", addr, ns, err)
+	if err := ns.Do(func() error { return e.listen(at) }); err != nil {
+		return nil, fmt.Errorf("start an echo server on %s in %s: %w", at, ns, err)
 	}
 	e.running.Go(e.serveTCP)
 	e.running.Go(e.serveUDP)
 	return e, nil
 }
 
-func (e *Echo) listen(addr netip.Addr) error {
+func (e *Echo) listen(want netip.AddrPort) error {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
 	for try := 0; ; try++ {
-		tcp, err := lc.Listen(context.Background(), "tcp", netip.AddrPortFrom(addr, 0).String())
+		tcp, err := lc.Listen(context.Background(), "tcp", want.String())
 		if err != nil {
 			return err
 		}
 		at := tcp.Addr().(*net.TCPAddr).AddrPort()
 		udp, err := lc.ListenPacket(context.Background(), "udp", at.String())
 		if err == nil {
-			e.addr, e.tcp, e.udp = netip.AddrPortFrom(addr, at.Port()), tcp, udp
+			e.addr, e.tcp, e.udp = netip.AddrPortFrom(want.Addr(), at.Port()), tcp, udp
 			return nil
 		}
 		tcp.Close()
 		// The port that TCP was given may be taken for UDP.
-		if !errors.Is(err, unix.EADDRINUSE) || try == 10 {
+		if !errors.Is(err, unix.EADDRINUSE) || want.Port() != 0 || try == 10 {
 			return err
 		}
 	}

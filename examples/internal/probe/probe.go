@@ -49,7 +49,7 @@ func TCP(ctx context.Context, from devices.Namespace, to netip.AddrPort, size in
 }
 
 // UDP sends one datagram of size bytes to an echo server, expects the same back
-// and returns how long that took. What does not fit the path's MTU goes in
+// from there and returns how long that took. What does not fit the path's MTU goes in
 // fragments.
 func UDP(ctx context.Context, from devices.Namespace, to netip.AddrPort, size int) (time.Duration, error) {
 	return exchange(ctx, from, "udp", to, func(conn net.Conn) error {
@@ -57,15 +57,70 @@ func UDP(ctx context.Context, from devices.Namespace, to netip.AddrPort, size in
 		if _, err := conn.Write(sent); err != nil {
 			return err
 		}
-		n, err := conn.Read(got)
+		n, from, err := conn.(*net.UDPConn).ReadFromUDPAddrPort(got)
 		if err != nil {
 			return err
+		}
+		if from = unmapped(from); from != to {
+			return fmt.Errorf("the answer came from %s, want it from %s", from, to)
 		}
 		return compare(got[:n], sent)
 	})
 }
 
-// exchange dials and times what fn does with the connection, the dial included.
+// Datagram is UDP with a socket that is not connected.
+func Datagram(ctx context.Context, from devices.Namespace, to netip.AddrPort, size int) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
+	defer cancel()
+	network := "udp6"
+	if to.Addr().Is4() {
+		network = "udp4"
+	}
+	var conn *net.UDPConn
+	err := from.Do(func() (err error) {
+		conn, err = net.ListenUDP(network, nil)
+		return err
+	})
+	if err != nil {
+		return 0, explain(ctx, err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	start, sent, got := time.Now(), pattern(size), make([]byte, 1<<16)
+	if _, err := conn.WriteToUDPAddrPort(sent, to); err != nil {
+		return 0, explain(ctx, err)
+	}
+	n, teller, err := conn.ReadFromUDPAddrPort(got)
+	if err != nil {
+		return 0, explain(ctx, err)
+	}
+	if teller = unmapped(teller); teller != to {
+		return 0, fmt.Errorf("the answer came from %s, want it from %s", teller, to)
+	}
+	if err := compare(got[:n], sent); err != nil {
+		return 0, err
+	}
+	return time.Since(start), nil
+}
+
+func unmapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// peerOf is who the kernel says is at the other end.
+func peerOf(conn net.Conn) netip.AddrPort {
+	switch a := conn.RemoteAddr().(type) { // asked for with getpeername(2) when it was dialed
+	case *net.TCPAddr:
+		return unmapped(a.AddrPort())
+	case *net.UDPAddr:
+		return unmapped(a.AddrPort())
+	}
+	return netip.AddrPort{}
+}
+
+// exchange dials and times what fn does with the connection, the dial included. The
+// peer must be the one that was asked for.
 func exchange(ctx context.Context, from devices.Namespace, network string, to netip.AddrPort, fn func(net.Conn) error) (time.Duration, error) {
 	start := time.Now()
 	ctx, cancel := context.WithDeadline(ctx, start.Add(Timeout))
@@ -83,6 +138,9 @@ func exchange(ctx context.Context, from devices.Namespace, network string, to ne
 		return 0, explain(ctx, err)
 	}
 	defer conn.Close()
+	if peer := peerOf(conn); peer != to {
+		return 0, fmt.Errorf("the peer is %s, want %s", peer, to)
+	}
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := fn(conn); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/godatapath/datapath/conntrack"
@@ -15,7 +16,7 @@ import (
 // Flow is a connection, as its originator sees it.
 type Flow struct {
 	Tuple
-	Reply    Tuple    `json:"reply"` // as the answers arrive; without NAT the reverse
+	Reply    Tuple    `json:"reply"` // as the answers arrive; without translation the reverse
 	State    string   `json:"state"`
 	Idle     float64  `json:"idleSeconds"`
 	Age      float64  `json:"ageSeconds"`
@@ -90,6 +91,8 @@ func (t Tuple) compare(o Tuple) int {
 		cmp.Compare(t.DstPort, o.DstPort), cmp.Compare(t.SrcPort, o.SrcPort))
 }
 
+func (t Tuple) turned() Tuple { return Tuple{t.Protocol, t.Dst, t.DstPort, t.Src, t.SrcPort} }
+
 // String is "SRC -> DST", with what the protocol has beside the addresses.
 func (t Tuple) String() string {
 	switch {
@@ -114,16 +117,18 @@ func (v Verdict) String() string {
 	return v.Action
 }
 
-// FlowRows has a row for each flow. Sent and received are packets/bytes.
+// FlowRows has a row for each flow. Sent and received are packets/bytes. Where the
+// originator's packets go on under another tuple, as those to a service, that one
+// stands behind what is done with them.
 func FlowRows(all []Flow) []Row {
 	var rows []Row
 	for _, f := range all {
 		fate := f.Forward.String()
+		if sent := f.Reply.turned(); sent != f.Tuple {
+			fate = strings.TrimSpace(fmt.Sprintf("%s as %s", fate, sent))
+		}
 		if back := f.Back.String(); back != "" {
 			fate += ", replies " + back
-		}
-		if turned := (Tuple{f.Protocol, f.Dst, f.DstPort, f.Src, f.SrcPort}); f.Reply != turned {
-			fate += fmt.Sprintf(", replies arrive as %s", f.Reply)
 		}
 		rows = append(rows, Row{
 			f.Protocol, f.Tuple.String(), f.State, "idle=" + ago(f.Idle), "age=" + ago(f.Age),

@@ -25,6 +25,7 @@ type FlowStats struct {
 	Confirmed              uint64            `json:"confirmed"`
 	Evicted                uint64            `json:"evicted"`      // new flows, pushed out by newer ones
 	Reused                 uint64            `json:"reused"`       // a closed connection's tuple came again
+	Ended                  uint64            `json:"ended"`        // closed connections that went before they expired, for later ones
 	InsertErrors           map[string]uint64 `json:"insertErrors"` // by errno, such as "E2BIG", or "other"
 	FragmentsNotRemembered uint64            `json:"fragmentsNotRemembered"`
 }
@@ -41,7 +42,7 @@ func Stats(t *conntrack.Table) (FlowStats, error) {
 	}
 	out := FlowStats{
 		Entries: s.Entries, Capacity: s.Capacity, Fill: s.Fill(),
-		Created: s.Created, Confirmed: s.Confirmed, Evicted: s.Evicted, Reused: s.Reused,
+		Created: s.Created, Confirmed: s.Confirmed, Evicted: s.Evicted, Reused: s.Reused, Ended: s.Ended,
 		InsertErrors: map[string]uint64{}, FragmentsNotRemembered: s.FragmentsNotRemembered,
 	}
 	for f, err := range t.All() {

@@ -87,8 +87,8 @@ func TestFlowRows(t *testing.T) {
 	}{
 		{"both ways", Flow{Tuple: f.Tuple, Reply: f.Reply, Forward: overlay, Back: Verdict{Action: "to endpoint", SendsTo: 4}},
 			[]string{"10.0.1.10:40312 -> 10.0.2.10:80", "to overlay 172.16.16.12 vni=1000, replies to endpoint ifindex=4"}},
-		{"translated", Flow{Tuple: f.Tuple, Reply: Tuple{"TCP", netip.MustParseAddr("10.0.3.3"), 8080, a, 40312}, Forward: Verdict{Action: "to host"}},
-			[]string{"10.0.1.10:40312 -> 10.0.2.10:80", "to host, replies arrive as 10.0.3.3:8080 -> 10.0.1.10:40312"}},
+		{"translated", Flow{Tuple: f.Tuple, Reply: Tuple{"TCP", netip.MustParseAddr("10.0.3.3"), 8080, a, 40312}, Forward: Verdict{Action: "to host"}, Back: Verdict{Action: "to endpoint", SendsTo: 4}},
+			[]string{"10.0.1.10:40312 -> 10.0.2.10:80", "to host as 10.0.1.10:40312 -> 10.0.3.3:8080, replies to endpoint ifindex=4"}},
 		{"echo", Flow{Tuple: Tuple{"ICMP", a, 77, b, 0}, Reply: Tuple{"ICMP", b, 0, a, 77}}, []string{"10.0.1.10 -> 10.0.2.10 echo 77", ""}},
 		{"no ports", Flow{Tuple: Tuple{"protocol 47", a, 0, b, 0}, Reply: Tuple{"protocol 47", b, 0, a, 0}}, []string{"10.0.1.10 -> 10.0.2.10", ""}},
 	} {

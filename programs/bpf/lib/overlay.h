@@ -81,9 +81,10 @@ static __always_inline int overlay_read(const struct __sk_buff *skb, struct send
 
 /*
  * Takes the outer headers off. The outer Ethernet header stays in front and
- * becomes the packet's own, with the type of what is inside.
+ * becomes the packet's own, with the type of what is inside. What has been parsed
+ * is then as far from the start as if nothing had been around it.
  */
-static __always_inline int overlay_strip(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int overlay_strip(struct __sk_buff *skb, struct packet *p)
 {
 	__u64 inner = p->family == 4 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV4 : BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
 	struct ethhdr *eth;
@@ -94,5 +95,6 @@ static __always_inline int overlay_strip(struct __sk_buff *skb, const struct pac
 	if ((void *)(eth + 1) > packet_end(skb))
 		return DROP_REWRITE_FAILED;
 	eth->type = p->family == 4 ? htons(ETH_P_IP) : htons(ETH_P_IPV6);
+	p->l4 -= (__u16)overlay_headers();
 	return DROP_NONE;
 }
