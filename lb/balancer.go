@@ -38,7 +38,6 @@ type Balancer struct {
 	change *node.Epoch
 
 	mu         sync.Mutex
-	ready      bool // what an earlier process has left is known
 	ids        *ids // of backends
 	serviceIDs *ids
 	lastSet    uint32
