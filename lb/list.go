@@ -4,9 +4,13 @@ package lb
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
+
+	"github.com/cilium/ebpf"
 )
 
 // Status is a service as the programs have it.
@@ -40,6 +44,82 @@ func (b *Balancer) Services() ([]Status, error) {
 	}
 	slices.SortFunc(all, func(a, b Status) int { return cmp.Compare(a.Name, b.Name) })
 	return all, nil
+}
+
+// MaglevTable is how new flows to some frontends of a service are spread.
+type MaglevTable struct {
+	Frontends []Frontend
+	// Slots has the backend of each slot. One that was taken away a moment ago
+	// is the zero AddrPort.
+	Slots []netip.AddrPort
+}
+
+// MaglevTables reads the tables of a service, by its id, as the programs have
+// them: one, or two if its frontends differ in their policy. A service that is
+// not there, or that does not choose by Maglev, is os.ErrNotExist. It needs
+// CAP_SYS_ADMIN.
+func (b *Balancer) MaglevTables(id uint32) ([]MaglevTable, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all, err := b.contents()
+	if err != nil {
+		return nil, fmt.Errorf("read the Maglev tables of service %d: %w", id, err)
+	}
+	backends := map[uint32]netip.AddrPort{}
+	for key, m := range all.members {
+		if key.Service == id {
+			backends[m.Backend] = goAddrPort(key.Addr, key.Port)
+		}
+	}
+	bySet := map[uint32]*MaglevTable{}
+	for key, row := range all.frontends {
+		if _, ok := all.maglevs[row.Set]; !ok || row.Service != id || key.Protocol == 0 {
+			continue
+		}
+		if bySet[row.Set] == nil {
+			slots, err := b.maglevSlots(row.Set)
+			if err != nil {
+				return nil, fmt.Errorf("read a Maglev table of service %d: %w", id, err)
+			}
+			t := &MaglevTable{Slots: make([]netip.AddrPort, len(slots))}
+			for i, backend := range slots {
+				t.Slots[i] = backends[backend]
+			}
+			bySet[row.Set] = t
+		}
+		t := bySet[row.Set]
+		t.Frontends = append(t.Frontends, Frontend{Addr: goAddrPort(key.Addr, key.Port), Protocol: Protocol(key.Protocol), Type: FrontendType(row.Type)})
+	}
+	if len(bySet) == 0 {
+		return nil, fmt.Errorf("service %d has no Maglev table: %w", id, os.ErrNotExist)
+	}
+	var out []MaglevTable
+	for _, t := range bySet {
+		slices.SortFunc(t.Frontends, compareFrontends)
+		out = append(out, *t)
+	}
+	slices.SortFunc(out, func(a, b MaglevTable) int { return compareFrontends(a.Frontends[0], b.Frontends[0]) })
+	return out, nil
+}
+
+// maglevSlots reads the table of a set: ids of backends.
+func (b *Balancer) maglevSlots(set uint32) ([]uint32, error) {
+	id, err := b.tables.maglevs.Lookup(set)
+	if err != nil {
+		return nil, err
+	}
+	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+	if err != nil {
+		return nil, fmt.Errorf("open the table with id %d: %w", id, err)
+	}
+	defer m.Close()
+	slots := make([]uint32, m.MaxEntries())
+	var cursor ebpf.MapBatchCursor
+	n, err := m.BatchLookup(&cursor, make([]uint32, len(slots)), slots, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) || n != len(slots) {
+		return nil, fmt.Errorf("read %d of %d slots: %w", n, len(slots), err)
+	}
+	return slots, nil
 }
 
 func (s Service) clone() Service {

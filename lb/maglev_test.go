@@ -6,10 +6,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/godatapath/datapath/devices/netnstest"
+	"github.com/godatapath/datapath/maps"
 )
 
 func candidates(rnd *rand.Rand, n int, weighted bool) []candidate {
@@ -170,5 +174,47 @@ func BenchmarkMaglev(b *testing.B) {
 				maglevTable(all, 65537, 1)
 			}
 		})
+	}
+}
+
+// What a tool reads is what was made, of each policy.
+func TestMaglevTables(t *testing.T) {
+	t.Parallel()
+	pins := netnstest.NewLab(t).PinDir()
+	b := newBal(t, Config{Config: maps.Config{Pins: pins}, MaglevSize: 251, MaglevSeed: 7, Node: redNode})
+	defer func() { require.NoError(t, b.Remove()) }()
+	here, away := at(a("10.200.0.1"), 80), at(a("10.200.0.2"), 80)
+	s := Service{
+		Name: "web", Algorithm: Maglev, External: Local,
+		Frontends: []Frontend{
+			{Addr: at(a("10.96.0.1"), 80), Protocol: TCP, Type: ClusterIP}, {Addr: at(a("192.0.2.1"), 80), Protocol: UDP, Type: ExternalIP},
+			{Addr: at(a("10.96.0.1"), 81), Protocol: TCP, Type: ClusterIP},
+		},
+		Backends: []Backend{{Addr: here, Node: redNode}, {Addr: away, Weight: 2}},
+	}
+	require.NoError(t, b.SetService(web(0, 3)))
+	require.NoError(t, b.SetService(s))
+	opened, err := Open(pins)
+	require.NoError(t, err)
+	defer opened.Close()
+	all, err := opened.Services()
+	require.NoError(t, err)
+	require.Equal(t, "web", all[1].Name)
+	got, err := opened.MaglevTables(all[1].ID)
+	require.NoError(t, err)
+	slots := func(list ...candidate) (out []netip.AddrPort) {
+		for _, id := range maglevTable(list, 251, 7) {
+			out = append(out, list[id-1].addr)
+		}
+		return out
+	}
+	one, two := candidate{1, here, 1}, candidate{2, away, 2}
+	require.Equal(t, []MaglevTable{
+		{Frontends: []Frontend{s.Frontends[0], s.Frontends[2]}, Slots: slots(one, two)},
+		{Frontends: []Frontend{s.Frontends[1]}, Slots: slots(one)},
+	}, got)
+	for _, id := range []uint32{0, all[0].ID, 99} {
+		_, err = opened.MaglevTables(id)
+		require.ErrorIs(t, err, os.ErrNotExist)
 	}
 }

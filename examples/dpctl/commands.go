@@ -32,6 +32,7 @@ var commands = []command{
 	{"ct list", listFlows},
 	{"service list", listServices},
 	{"service backends", listBackends},
+	{"service maglev", listMaglev},
 	{"metrics list", listMetrics},
 	{"status", readStatus},
 }
@@ -42,6 +43,7 @@ type (
 	flows     []show.Flow
 	services  []show.Service
 	backends  []show.Backend
+	maglevs   []show.Maglev
 	metrics   []show.Metric
 )
 
@@ -63,6 +65,10 @@ func (s services) print(w io.Writer, indent string) error {
 
 func (b backends) print(w io.Writer, indent string) error {
 	return show.Write(w, indent, under(show.BackendsHeading, show.BackendRows(b)))
+}
+
+func (m maglevs) print(w io.Writer, indent string) error {
+	return show.Write(w, indent, under(show.MaglevsHeading, show.MaglevRows(m)))
 }
 
 // under puts a heading above rows, if there are any.
@@ -130,6 +136,19 @@ func listBackends(_ options, pins string) (printed, error) {
 		return nil, err
 	}
 	return backends(show.Backends(all)), nil
+}
+
+func listMaglev(o options, pins string) (printed, error) {
+	t, err := lb.Open(pins)
+	if err != nil {
+		return nil, absent("service table", pins, err)
+	}
+	defer t.Close()
+	all, err := show.Maglevs(t, o.id)
+	if err != nil {
+		return nil, err
+	}
+	return maglevs(all), nil
 }
 
 func readServices(pins string) ([]show.Service, error) {

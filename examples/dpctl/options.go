@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/godatapath/datapath/conntrack"
@@ -28,6 +29,9 @@ Commands:
                    those to services with the tuple under which they go on
   service list     services: their frontends and the backends of each
   service backends who serves: how many services, by state
+  service maglev ID
+                   how new connections to a service are spread, if it chooses
+                   by Maglev: the slots of each backend; service list has the IDs
   metrics list     what became of the packets, by outcome and program
   status           what is attached where and in which order, and how full it is
 
@@ -73,6 +77,7 @@ var defaultPins = filepath.Join(cluster.DefaultDir, "dp", "bpf")
 type options struct {
 	pins, netns string
 	json        bool
+	id          uint32 // of a service
 	command     *command
 	match       func(conntrack.Flow) bool
 }
@@ -101,6 +106,10 @@ func parse(args []string) (options, error) {
 			words, args = append(words, args[0]), args[1:]
 		}
 	}
+	id := ""
+	if len(words) == 3 && words[0] == "service" && words[1] == "maglev" {
+		words, id = words[:2], words[2]
+	}
 	name := strings.Join(words, " ")
 	for i := range commands {
 		if commands[i].name == name {
@@ -114,6 +123,12 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("%q is not a command%s", name, suggestion(words[0]))
 	case o.pins == "":
 		return o, errors.New("-pins: want a folder")
+	case name == "service maglev":
+		n, err := strconv.ParseUint(id, 10, 32)
+		if err != nil || n == 0 {
+			return o, fmt.Errorf("service maglev: want the ID of a service, as service list shows it, and not %q", id)
+		}
+		o.id = uint32(n)
 	}
 	// What was given, and not what a default would say.
 	var f filter

@@ -122,3 +122,35 @@ func TestTranslatedFlows(t *testing.T) {
 		}
 	}
 }
+
+func TestMaglev(t *testing.T) {
+	t.Parallel()
+	c, _ := start(t, cluster.Config{Nodes: 1, Endpoints: 1, Services: 1, Backends: 1})
+	node := c.Nodes[0]
+	front := netip.MustParseAddrPort("10.96.7.7:443")
+	some := []netip.AddrPort{netip.MustParseAddrPort("10.244.1.10:8000"), netip.MustParseAddrPort("10.244.2.10:8000")}
+	require.NoError(t, node.Services.SetService(lb.Service{
+		Name: "web", Algorithm: lb.Maglev, Frontends: []lb.Frontend{{Addr: front}, {Addr: front, Protocol: lb.UDP}},
+		Backends: []lb.Backend{{Addr: some[0]}, {Addr: some[1], Weight: 3}},
+	}))
+	require.Regexp(t, `^Frontend           Backend           Slots  Share
+10.96.7.7:443/TCP  10.244.1.10:8000   40\d\d  2\d.\d\d%
+10.96.7.7:443/UDP  10.244.2.10:8000  12\d\d\d  7\d.\d\d%
+$`, dpctl(t, "-pins", node.Pins, "service", "maglev", "3"))
+	var all []show.Maglev
+	decode(t, &all, "-pins", node.Pins, "service", "maglev", "3")
+	require.Len(t, all, 1)
+	require.Equal(t, lb.DefaultMaglevSize, all[0].Slots)
+	require.Len(t, all[0].Frontends, 2)
+	require.Len(t, all[0].Backends, 2)
+	require.Equal(t, some[0], all[0].Backends[0].Address)
+	require.Equal(t, all[0].Slots, all[0].Backends[0].Slots+all[0].Backends[1].Slots)
+	require.InDelta(t, all[0].Slots/4, all[0].Backends[0].Slots, 200)
+
+	for _, id := range []string{"1", "99"} {
+		require.Contains(t, fails(t, 1, "-pins", node.Pins, "service", "maglev", id), "service "+id+" has no Maglev table")
+	}
+	for _, words := range [][]string{{}, {"0"}, {"x"}, {"-1"}, {"4294967296"}} {
+		fails(t, 2, append([]string{"-pins", node.Pins, "service", "maglev"}, words...)...)
+	}
+}
