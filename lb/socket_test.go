@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/devices/netnstest"
+	"github.com/godatapath/datapath/internal/cgroup2"
 	"github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/programs"
 )
@@ -28,7 +29,7 @@ func newCgroups(t *testing.T) cgroups {
 	t.Helper()
 	c := cgroups{root: filepath.Join(t.TempDir(), "cgroup")}
 	require.NoError(t, os.Mkdir(c.root, 0o700))
-	require.NoError(t, unix.Mount("cgroup2", c.root, "cgroup2", 0, ""))
+	require.NoError(t, cgroup2.Mount(c.root))
 	t.Cleanup(func() { assert.NoError(t, unix.Unmount(c.root, 0)) })
 	c.path = filepath.Join(c.root, fmt.Sprintf("lb-%d-%s", os.Getpid(), filepath.Base(t.Name())))
 	require.NoError(t, os.Mkdir(c.path, 0o700))

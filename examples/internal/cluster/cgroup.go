@@ -3,7 +3,6 @@
 package cluster
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/godatapath/datapath/internal/cgroup2"
 	"github.com/godatapath/datapath/lb"
 	"github.com/godatapath/datapath/programs"
 )
@@ -34,7 +34,7 @@ func (c *Cluster) mountCgroups() error {
 		return err
 	}
 	c.push(func() error { return os.Remove(mount) })
-	err := mountCgroup2(mount)
+	err := cgroup2.Mount(mount)
 	if err != nil {
 		c.NoSockets = fmt.Errorf("no cgroup2 filesystem can be had: %w", err)
 		return nil
@@ -49,45 +49,6 @@ func (c *Cluster) mountCgroups() error {
 	}
 	c.push(func() error { return removeCgroup(mount, own) })
 	return nil
-}
-
-// mountCgroup2 shows the hierarchy of cgroups in the folder. One that is mounted
-// somewhere is bound there: a new mount would set the options of all.
-func mountCgroup2(dir string) error {
-	var err error
-	if there := findCgroup2(); there != "" {
-		err = unix.Mount(there, dir, "", unix.MS_BIND, "")
-	} else {
-		err = unix.Mount("cgroup2", dir, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
-	}
-	if err != nil {
-		return err
-	}
-	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
-		return errors.Join(err, unix.Unmount(dir, unix.UMOUNT_NOFOLLOW))
-	}
-	return nil
-}
-
-// findCgroup2 returns where the whole hierarchy is mounted, or "".
-func findCgroup2() string {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		// proc_pid_mountinfo(5): id, parent, device, root, place, options, ... - type
-		mount, kind, _ := strings.Cut(lines.Text(), " - ")
-		fields := strings.Fields(mount)
-		if len(fields) < 6 || fields[3] != "/" || !strings.HasPrefix(kind, "cgroup2 ") || strings.Contains(fields[4], `\`) {
-			continue
-		}
-		if strings.HasPrefix(fields[4], "/sys/") { // those of clusters and tests come and go
-			return fields[4]
-		}
-	}
-	return ""
 }
 
 // clearCgroups takes away what a killed cluster has left.
