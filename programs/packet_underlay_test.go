@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/godatapath/datapath/internal/packet"
+	"github.com/godatapath/datapath/lb"
 	"github.com/godatapath/datapath/programs"
 	"github.com/godatapath/datapath/tunnel"
 )
@@ -118,4 +119,57 @@ func TestAttachUnderlayNeedsTheNode(t *testing.T) {
 	require.Equal(t, "from_underlay", hooks[0].Programs[0].Name)
 	require.NoError(t, r.dp.DetachUnderlay(link{1}))
 	require.NoError(t, r.dp.DetachUnderlay(link{1}))
+}
+
+// The short cut undoes the translation of a service as the long way does, under
+// outer headers of both lengths of payload: what lies behind them moves.
+func TestUnderlayShortCutTranslates(t *testing.T) {
+	t.Parallel()
+	services, err := lb.New(lb.Config{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, services.Close()) })
+	r := newPacketRig(t, rigConfig{tunnel: tunnel.Config{Node: ownNode}, services: services})
+	good := outer{src: redNode, dst: ownNode, port: tunnel.DefaultPort, vni: redIdentity}
+	for _, family := range []struct{ blue, red, vip netip.Addr }{{blue4, red4, addr("10.96.0.1")}, {blue6, red6, addr("fd00:96::1")}} {
+		require.NoError(t, services.SetService(lb.Service{
+			Name:      family.vip.String(),
+			Frontends: []lb.Frontend{{Addr: netip.AddrPortFrom(family.vip, 80)}, {Addr: netip.AddrPortFrom(family.vip, 80), Protocol: lb.UDP}},
+			Backends:  []lb.Backend{{Addr: netip.AddrPortFrom(family.red, 8080)}},
+		}))
+		for _, size := range []int{1, 40, 600} {
+			payload := make([]byte, size)
+			for i := range payload {
+				payload[i] = byte(i)
+			}
+			sport := uint16(2000 + size)
+			segment := func(flags uint8) []byte { return tcp(family.red, family.blue, 8080, sport, flags, payload...) }
+			for _, p := range []struct {
+				from  port
+				frame []byte
+			}{
+				{fromBlue, tcp(family.blue, family.vip, sport, 80, packet.SYN)},
+				{fromRed, segment(packet.SYN | packet.ACK)},
+				{fromBlue, tcp(family.blue, family.vip, sport, 80, packet.ACK)},
+				{fromBlue, udp(family.blue, family.vip, sport, 80, payload...)},
+				{fromRed, udp(family.red, family.blue, 8080, sport, payload...)},
+				{fromBlue, udp(family.blue, family.vip, sport, 80, payload...)},
+			} {
+				require.Equal(t, rediret, r.send(p.from, p.frame).verdict)
+			}
+			for _, frame := range [][]byte{segment(packet.ACK), udp(family.red, family.blue, 8080, sport, payload...)} {
+				long := r.send(fromRed, frame)
+				short := r.send(uplink, good.around(frame))
+				require.Equal(t, rediret, short.verdict, "%v", short.counted)
+				require.Equal(t, long.frame, short.frame)
+				require.Equal(t, long.sent, short.sent)
+				require.NoError(t, packet.Check(short.frame))
+				d, err := packet.Decode(short.frame)
+				require.NoError(t, err)
+				from, to := d.Ports()
+				require.Equal(t, netip.AddrPortFrom(family.vip, 80), netip.AddrPortFrom(d.Src(), from))
+				require.Equal(t, netip.AddrPortFrom(family.blue, sport), netip.AddrPortFrom(d.Dst(), to))
+				require.Equal(t, payload, d.Payload)
+			}
+		}
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/internal/packet"
+	"github.com/godatapath/datapath/lb"
 	"github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/programs"
 	"github.com/godatapath/datapath/tunnel"
@@ -70,6 +71,7 @@ type rigConfig struct {
 	noFlows  bool
 	noPeers  bool
 	notReady bool // nothing is attached
+	services *lb.Balancer
 }
 
 func newRig(t testing.TB, cfg rigConfig) *rig {
@@ -97,6 +99,9 @@ func newRig(t testing.TB, cfg rigConfig) *rig {
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, r.flows.Close()) })
 		r.blocks = append(r.blocks, r.flows)
+	}
+	if cfg.services != nil {
+		r.blocks = append(r.blocks, cfg.services)
 	}
 	r.dp, err = programs.Load(programs.Config{Namespace: r.ns, Gateways: []netip.Addr{gate4, gate6}, EndpointRoutes: true}, r.blocks...)
 	require.NoError(t, err)
