@@ -124,7 +124,11 @@ func TestNotRoot(t *testing.T) {
 	c, pins := start(t, cluster.Config{Nodes: 1, Endpoints: -1})
 	for _, dir := range []string{pins, c.Nodes[0].Pins, "/run/nowhere"} {
 		for _, command := range commands {
-			cmd := nobody(t, append([]string{"-pins", dir}, strings.Fields(command.name)...)...)
+			words := append([]string{"-pins", dir}, strings.Fields(command.name)...)
+			if command.name == "service maglev" {
+				words = append(words, "1")
+			}
+			cmd := nobody(t, words...)
 			var errs bytes.Buffer
 			cmd.Stderr = &errs
 			require.Error(t, cmd.Run())
