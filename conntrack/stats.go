@@ -14,7 +14,7 @@ import (
 // making of the table.
 type Stats struct {
 	Entries, Capacity  int    // two entries a flow
-	Established, New   uint64 // flows now; New is those that Config.Unconfirmed bounds
+	Established, New   uint64 // flows now: Established was confirmed, and may be over; New is those that Config.Unconfirmed bounds
 	Created, Confirmed uint64
 	Evicted            uint64 // unconfirmed flows that newer ones pushed out
 	Reused             uint64 // closed connections whose tuple came again

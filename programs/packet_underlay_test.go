@@ -121,8 +121,8 @@ func TestAttachUnderlayNeedsTheNode(t *testing.T) {
 	require.NoError(t, r.dp.DetachUnderlay(link{1}))
 }
 
-// The short cut undoes the translation of a service as the long way does, under
-// outer headers of both lengths of payload: what lies behind them moves.
+// The short cut undoes the translation of a service as the long way does, in
+// packets that are shorter and longer than the outer headers that it takes off.
 func TestUnderlayShortCutTranslates(t *testing.T) {
 	t.Parallel()
 	services, err := lb.New(lb.Config{})
