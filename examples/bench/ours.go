@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/examples/internal/cluster"
 	"github.com/godatapath/datapath/lb"
 )
@@ -21,9 +20,6 @@ func (s settings) cluster() cluster.Config {
 	return cluster.Config{
 		Name: s.name,
 		Wire: s.underlay == underlayWire,
-		// Connections come and go faster here than anywhere, and a long -time
-		// opens more of them than expiry sees.
-		Flows: conntrack.Config{Flows: 1 << 18},
 	}
 }
 
