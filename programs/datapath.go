@@ -61,7 +61,7 @@ func (d *Datapath) AttachOverlay(l Link) error {
 }
 
 // AttachUnderlay puts from_underlay on an uplink, a short cut that is optional:
-// packets of the overlay whose flow is settled go from there straight into their
+// packets of the overlay whose flow has its verdict go from there straight into their
 // endpoint, without the node's stack and the overlay device on their way. It
 // saves a quarter to a third of what the overlay adds to a veth. Such packets do not meet the
 // node's netfilter rules for input. The peers block must know the node's own

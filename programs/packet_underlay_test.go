@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/internal/packet"
 	"github.com/godatapath/datapath/lb"
 	"github.com/godatapath/datapath/programs"
@@ -57,7 +58,7 @@ func TestUnderlayShortCut(t *testing.T) {
 			require.Empty(t, out.flows, name)
 		}
 
-		// A flow that is not known, or not settled, is for the long way.
+		// A flow that is not known, or not judged, is for the long way.
 		left("unknown flow", good, segment(packet.ACK))
 		r.send(fromBlue, tcp(family.blue, family.red, 2000, 80, packet.SYN))
 		left("reply not judged", good, segment(packet.ACK))
@@ -74,6 +75,25 @@ func TestUnderlayShortCut(t *testing.T) {
 		require.Equal(t, map[string]uint64{"from underlay: to endpoint": 1}, short.counted)
 		require.Len(t, short.flows, 1)
 		require.Equal(t, rediret, r.send(uplink, good.around(segment(packet.FIN|packet.ACK))).verdict)
+
+		// So does what a verdict stands for though the connection is not settled: the
+		// packet that confirms, and what comes after both have closed.
+		opens := func(flags uint8) []byte { return tcp(family.red, family.blue, 3000, 80, flags) }
+		answers := func(flags uint8) []byte { return tcp(family.blue, family.red, 80, 3000, flags) }
+		left("SYN of a new flow", good, opens(packet.SYN))
+		r.send(fromRed, opens(packet.SYN))
+		r.send(fromBlue, answers(packet.SYN|packet.ACK))
+		left("another node confirms", outer{src: strangerNode, dst: ownNode, port: tunnel.DefaultPort, vni: redIdentity}, opens(packet.ACK))
+		require.Equal(t, rediret, r.send(uplink, good.around(opens(packet.ACK))).verdict)
+		flow, ok := r.flow(conntrack.TCP, family.red, 3000, family.blue, 80)
+		require.True(t, ok)
+		require.Equal(t, established, flow.State)
+		r.send(fromBlue, answers(packet.FIN|packet.ACK))
+		require.Equal(t, rediret, r.send(uplink, good.around(opens(packet.FIN|packet.ACK))).verdict)
+		require.Equal(t, rediret, r.send(uplink, good.around(opens(packet.ACK))).verdict)
+		flow, ok = r.flow(conntrack.TCP, family.red, 3000, family.blue, 80)
+		require.True(t, ok)
+		require.Equal(t, closing, flow.State)
 
 		with := func(change func(*outer)) outer { o := good; change(&o); return o }
 		vni, bad := uint8(0), uint16(0x1234)

@@ -115,10 +115,9 @@ int from_endpoint(struct __sk_buff *skb)
 
 	if (likely(!err && p.kind == PACKET_PLAIN) && with_flows) {
 		struct flow *f = flow_lookup(&p.tuple);
+		int settled = f && flow_is_settled(f, skb->ifindex, &p);
 
-		int settled = f && flow_is_settled(f, skb, &p);
-
-		if ((likely(settled) || (f && path_goes_on(skb, &p, f))) && likely(!send_check(skb, &p, &f->verdict)) &&
+		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f))) && likely(!send_check(skb, &p, &f->verdict)) &&
 		    likely(is_honest(skb, &p, &f->verdict))) {
 			if (likely(settled))
 				flow_touch(f, skb, &p);

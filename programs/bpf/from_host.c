@@ -74,10 +74,9 @@ int from_host(struct __sk_buff *skb)
 		return drop(skb, HOOK, (__u32)err);
 	if (likely(p.kind == PACKET_PLAIN) && with_flows) {
 		struct flow *f = flow_lookup(&p.tuple);
+		int settled = f && flow_is_settled(f, skb->ifindex, &p);
 
-		int settled = f && flow_is_settled(f, skb, &p);
-
-		if ((likely(settled) || (f && path_goes_on(skb, &p, f))) && likely(!send_check(skb, &p, &f->verdict))) {
+		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f))) && likely(!send_check(skb, &p, &f->verdict))) {
 			if (likely(settled))
 				flow_touch(f, skb, &p);
 			else

@@ -34,9 +34,9 @@ static __always_inline int flow_is_quiet(const struct flow *f, const struct pack
 }
 
 /* The whole question of the fast path: may the cached verdict be used as it is? */
-static __always_inline int flow_is_settled(const struct flow *f, const struct __sk_buff *skb, const struct packet *p)
+static __always_inline int flow_is_settled(const struct flow *f, __u32 iif, const struct packet *p)
 {
-	return f->verdict.iif == skb->ifindex && flow_is_quiet(f, p);
+	return f->verdict.iif == iif && flow_is_quiet(f, p);
 }
 
 static __always_inline __u8 seen_of(__u8 tcp_flags)

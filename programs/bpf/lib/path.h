@@ -26,9 +26,9 @@ static __always_inline int path_starts_anew(const struct packet *p, const struct
 }
 
 /* An existing verdict is good for this packet: current, and for this way in. */
-static __always_inline int path_is_judged(const struct __sk_buff *skb, const struct flow *f)
+static __always_inline int path_is_judged(__u32 iif, const struct flow *f)
 {
-	return f->judged == node.epoch && f->verdict.iif == skb->ifindex && !(f->flags & FLOW_CONDEMNED);
+	return f->judged == node.epoch && f->verdict.iif == iif && !(f->flags & FLOW_CONDEMNED);
 }
 
 /*
@@ -58,9 +58,9 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f, struc
  * answer, what confirms, an opening that is answered. Only what it says of its
  * connection is left to note.
  */
-static __always_inline int path_goes_on(const struct __sk_buff *skb, const struct packet *p, struct flow *f)
+static __always_inline int path_goes_on(__u32 iif, const struct packet *p, struct flow *f)
 {
-	return path_is_judged(skb, f) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && flow_revive(f);
+	return path_is_judged(iif, f) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && flow_revive(f);
 }
 
 /* A decision that was made before and holds for this packet. */
@@ -68,7 +68,7 @@ static __always_inline int path_is_decided(const struct __sk_buff *skb, const st
 					   struct decision *d)
 {
 	/* The source of an ICMP error is not in the tuple: it is judged each time. */
-	if (!f || !path_is_judged(skb, f) || p->kind == PACKET_ICMP_ERROR || path_starts_anew(p, f))
+	if (!f || !path_is_judged(skb->ifindex, f) || p->kind == PACKET_ICMP_ERROR || path_starts_anew(p, f))
 		return 0;
 	flow_decision(f, d);
 	return 1;
