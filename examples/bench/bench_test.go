@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -84,9 +85,10 @@ func TestAllContestantsGivePlausibleNumbers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			leavesNothing(t)
 			t.Setenv("GORACE", "atexit_sleep_ms=0") // else each child ends a second late
+			want := expected()
 			svg := filepath.Join(t.TempDir(), "chart.svg")
 			var stdout, stderr bytes.Buffer
-			args := append([]string{"-name", testName, "-rounds", "1", "-time", "100ms", "-json", "-svg", svg}, args...)
+			args := append([]string{"-name", testName, "-services", "50", "-rounds", "1", "-time", "100ms", "-json", "-svg", svg}, args...)
 			require.Equal(t, exitOK, run(t.Context(), args, &stdout, &stderr), stderr.String())
 
 			var rep report
@@ -100,8 +102,9 @@ func TestAllContestantsGivePlausibleNumbers(t *testing.T) {
 			// Far outside of what any machine and the race detector do.
 			bounds := map[string][2]float64{"rr": {2, 5e3}, "crr": {10, 5e4}, "udp": {1, 1e4}, "stream": {0.01, 1e3}}
 			for _, m := range rep.Measures {
-				require.Len(t, m.Contestants, 7)
+				require.Len(t, m.Contestants, len(want))
 				for _, c := range m.Contestants {
+					assert.Contains(t, want, c.Name)
 					require.Len(t, c.Rounds, 1)
 					assert.Equal(t, c.Rounds[0], c.Median)
 					assert.Greater(t, c.Median, bounds[m.Name][0], "%s of %s", m.Name, c.Name)
@@ -109,7 +112,12 @@ func TestAllContestantsGivePlausibleNumbers(t *testing.T) {
 					assert.InDelta(t, c.Median/m.of(nameVeth).Median, c.ToVeth, 1e-9)
 				}
 			}
-			assert.Len(t, rep.Targets, len(targets))
+			for _, g := range targets {
+				both := slices.Contains(want, g.Contestant) && slices.Contains(want, g.Against)
+				assert.Equal(t, both, slices.ContainsFunc(rep.Targets, func(have target) bool {
+					return have.Measure == g.Measure && have.Contestant == g.Contestant && have.Against == g.Against
+				}), "%s of %s", g.Measure, g.Contestant)
+			}
 			assert.Contains(t, stderr.String(), "ours, over vxlan", "with -json the table goes to stderr")
 			assert.Equal(t, 1, strings.Count(stderr.String(), "round 1 of 1, "), stderr.String())
 
@@ -117,6 +125,35 @@ func TestAllContestantsGivePlausibleNumbers(t *testing.T) {
 			require.NoError(t, err)
 			requireXML(t, b)
 		})
+	}
+}
+
+// expected are the names of who can be measured here.
+func expected() []string {
+	names := []string{
+		nameVeth, nameForwarding, nameKernelVXLAN, nameSameNode, nameOverlay, nameService, nameServices, nameSocket,
+	}
+	for tool, name := range map[string]string{"iptables-restore": nameIPTables, "nft": nameNFTables} {
+		if _, err := exec.LookPath(tool); err == nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Where a tool is not there, the others are measured and it is said who is not.
+func TestToolsThatAreNotThere(t *testing.T) {
+	leavesNothing(t)
+	t.Setenv("PATH", t.TempDir())
+	var stdout, stderr bytes.Buffer
+	require.Equal(t, exitOK, run(t.Context(), []string{"-name", testName, "-services", "50", "-rounds", "1", "-time", "20ms", "-measures", "rr", "-json"}, &stdout, &stderr), stderr.String())
+	assert.Contains(t, stderr.String(), "left out: exec: \"nft\": executable file not found")
+	var rep report
+	require.NoError(t, json.Unmarshal(stdout.Bytes(), &rep))
+	assert.Len(t, rep.Measures[0].Contestants, 8)
+	assert.NotEmpty(t, rep.Targets)
+	for _, g := range rep.Targets {
+		assert.Positive(t, g.Ratio, "%s of %s", g.Measure, g.Contestant)
 	}
 }
 
@@ -163,7 +200,7 @@ func TestInterruptTakesEverythingAway(t *testing.T) {
 			stderr := &cancelAt{text: at, cancel: cancel}
 			begin := time.Now()
 			var stdout bytes.Buffer
-			code := run(ctx, []string{"-name", testName, "-time", "1m"}, &stdout, stderr)
+			code := run(ctx, []string{"-name", testName, "-services", "50", "-time", "1m"}, &stdout, stderr)
 			assert.Equal(t, exitFailed, code, stderr.String())
 			assert.True(t, strings.HasSuffix(stderr.String(), "bench: interrupted; everything is taken away again\n"), stderr.String())
 			assert.Empty(t, stdout.String())
@@ -200,6 +237,8 @@ func TestBadArguments(t *testing.T) {
 		"-time 1h":           "want 10ms to 10m",
 		"-measures rr,ping":  `"ping" is none of rr, crr, udp, stream`,
 		"-measures rr,crr,":  `"" is none of`,
+		"-services 1":        "-services 1: want 2 to 10000",
+		"-services 10001":    "want 2 to 10000",
 		"-cpu 100000":        "may not run on CPU 100000",
 		"-cpu -2":            "may not run on CPU -2",
 		"-underlay dragon":   `-underlay "dragon": want wire or bridge`,
@@ -226,7 +265,7 @@ func TestHelp(t *testing.T) {
 	assert.Equal(t, exitOK, run(t.Context(), []string{"-h"}, &stdout, &stderr))
 	assert.Empty(t, stderr.String())
 	assert.NotContains(t, stdout.String(), "%!")
-	for _, flag := range []string{"-rounds", "-time", "-measures", "-cpu", "-6", "-underlay", "-svg", "-json", "-check", "-name"} {
+	for _, flag := range []string{"-rounds", "-time", "-measures", "-cpu", "-6", "-services", "-underlay", "-svg", "-json", "-check", "-name"} {
 		assert.Contains(t, stdout.String(), "\n  "+flag+" ")
 	}
 	for _, m := range measures {
@@ -252,7 +291,7 @@ func TestHangUp(t *testing.T) {
 	leavesNothing(t)
 	self, err := os.Executable()
 	require.NoError(t, err)
-	cmd := exec.Command(self, "-name", testName, "-time", "1m")
+	cmd := exec.Command(self, "-name", testName, "-services", "50", "-time", "1m")
 	cmd.Env = append(os.Environ(), asProgram+"=1")
 	stderr, err := cmd.StderrPipe()
 	require.NoError(t, err)

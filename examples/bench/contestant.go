@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/examples/internal/cluster"
@@ -23,6 +24,7 @@ type contestant struct {
 	server devices.Namespace
 	addr   netip.Addr // of the server
 	front  netip.Addr // where the client asks for it, if that is a service
+	cgroup string     // of the client, if its sockets are to be translated
 }
 
 // The names of those that others are compared with.
@@ -32,8 +34,11 @@ const (
 	nameKernelVXLAN = "kernel-vxlan"
 	nameSameNode    = "same-node"
 	nameOverlay     = "overlay"
+	nameIPTables    = "iptables-of-many"
+	nameNFTables    = "nftables-of-many"
 	nameService     = "service"
-	nameServices    = "service-of-10000"
+	nameServices    = "service-of-many"
+	nameSocket      = "service-by-socket"
 )
 
 // arena holds what the contestants are made of.
@@ -41,16 +46,18 @@ type arena struct {
 	contestants []contestant
 	ipv6        bool
 	bridged     bool // a bridge is between the nodes, not a wire
+	services    int  // of the contestants with many
 	cluster     cluster.Config
 	undo        []func() error
 }
 
 // newArena builds all contestants.
 func newArena(ctx context.Context, s settings, p *progress) (_ *arena, err error) {
-	a := &arena{ipv6: s.ipv6, bridged: s.underlay == underlayBridge, cluster: s.cluster()}
+	a := &arena{ipv6: s.ipv6, services: s.services, bridged: s.underlay == underlayBridge, cluster: s.cluster()}
 	var u undo.Stack
 	defer u.Run(&err)
 	u.Push(a.close)
+	many := thousands(s.services) + " services"
 	for _, c := range []struct {
 		name  string
 		build func(context.Context) error
@@ -58,15 +65,22 @@ func newArena(ctx context.Context, s settings, p *progress) (_ *arena, err error
 		{"two namespaces and a veth", a.addVeth},
 		{"kernel forwarding", a.addForwarding},
 		{"kernel vxlan", a.addKernelVXLAN},
+		{many + " in iptables, as kube-proxy has them", a.addIPTables},
+		{many + " in nftables, as kube-proxy has them", a.addNFTables},
 		{"the datapath: two nodes, two endpoints each", a.addOurs},
 		{"the datapath with one service", a.addService},
-		{"the datapath with 10,000 services", a.addServices},
+		{"the datapath with " + many, a.addServices},
 	} {
 		p.say("building " + c.name)
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if err := c.build(ctx); err != nil {
+		err := c.build(ctx)
+		if errors.Is(err, errLeftOut) {
+			p.say(err.Error())
+			continue
+		}
+		if err != nil {
 			return nil, fmt.Errorf("build %s: %w", c.name, err)
 		}
 	}
@@ -99,6 +113,19 @@ func (a *arena) addr(ipv4, ipv6 string) netip.Prefix {
 		return netip.MustParsePrefix(ipv6)
 	}
 	return netip.MustParsePrefix(ipv4)
+}
+
+// serviceAddr is where contestants with services have the one that is asked.
+func (a *arena) serviceAddr() netip.Addr {
+	return a.addr("10.97.0.1/32", "fd00:97::1/128").Addr()
+}
+
+// thousands writes a number below a million.
+func thousands(n int) string {
+	if n < 1000 {
+		return strconv.Itoa(n)
+	}
+	return fmt.Sprintf("%d,%03d", n/1000, n%1000)
 }
 
 // tune lets a client open new connections for as long as it likes: with as

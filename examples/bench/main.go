@@ -3,8 +3,9 @@
 // Bench measures what a datapath costs in traffic: two endpoints of one node
 // and two endpoints on two nodes over VXLAN, against the limit (two namespaces
 // joined by one veth) and against what the kernel does alone (forwarding
-// between two veths, and a vxlan device with static entries). It builds all of
-// them itself, in namespaces of its own, and leaves nothing behind.
+// between two veths, a vxlan device with static entries, services in the rules of
+// iptables and nftables as kube-proxy has them). It builds all of them itself, in
+// namespaces of its own, and leaves nothing behind.
 //
 //	sudo go run ./examples/bench -svg bench.svg
 //
@@ -29,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/examples/internal/cli"
+	"github.com/godatapath/datapath/examples/internal/cluster"
 )
 
 // childFlag tells a process of ours that it is one end of a measurement.
@@ -45,16 +47,17 @@ func main() {
 }
 
 const usage = `Measures what traffic costs through the programs of this library, beside the limit
-(two namespaces joined by one veth) and what the kernel does alone (forwarding, and
-a vxlan device). It builds all of them in namespaces of its own and leaves nothing
+(two namespaces joined by one veth) and what the kernel does alone: forwarding, a
+vxlan device, and services in the rules of iptables and nftables where those tools
+are installed. It builds all of them in namespaces of its own and leaves nothing
 behind, also after Ctrl-C. What a killed run has left, the next one of the same
 -name clears away.
 
   sudo go run ./examples/bench [flags]
 
-Root is needed. It takes some six minutes as it is: every contestant is measured
+Root is needed. It takes some ten minutes as it is: every contestant is measured
 in every round, for -time and a short warm-up. A run of a few seconds, to see it:
-  sudo go run ./examples/bench -rounds 1 -time 200ms
+  sudo go run ./examples/bench -rounds 1 -time 200ms -services 100
 
 Flags:
   -rounds N        how often each contestant is measured, at least 1 (5)
@@ -66,6 +69,7 @@ Flags:
                    stream  a TCP connection that is kept full: Gbit/s
   -cpu N           CPU for both ends; -1: the last one that this process may use (-1)
   -6               IPv6 between the endpoints (the underlay stays IPv4)
+  -services N      how many the contestants "of many" have, 2 to %d (10000)
   -underlay KIND   between the nodes: wire (one veth), or bridge as in
                    examples/cluster (wire)
   -svg FILE        write a chart
@@ -96,7 +100,7 @@ const (
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintf(stdout, usage, clusterName)
+		fmt.Fprintf(stdout, usage, cluster.MaxServices, clusterName)
 		return exitOK
 	}
 	if err != nil {
@@ -136,6 +140,7 @@ func parse(args []string) (options, error) {
 	names := f.String("measures", strings.Join(measureNames(), ","), "")
 	f.IntVar(&o.cpu, "cpu", -1, "")
 	f.BoolVar(&o.ipv6, "6", false, "")
+	f.IntVar(&o.services, "services", 10_000, "")
 	f.StringVar(&o.underlay, "underlay", underlayWire, "")
 	f.StringVar(&o.svg, "svg", "", "")
 	f.BoolVar(&o.json, "json", false, "")
@@ -152,6 +157,9 @@ func parse(args []string) (options, error) {
 	}
 	if o.time < 10*time.Millisecond || o.time > 10*time.Minute {
 		return o, fmt.Errorf("-time %s: want 10ms to 10m", o.time)
+	}
+	if o.services < 2 || o.services > cluster.MaxServices {
+		return o, fmt.Errorf("-services %d: want 2 to %d", o.services, cluster.MaxServices)
 	}
 	if o.underlay != underlayWire && o.underlay != underlayBridge {
 		return o, fmt.Errorf("-underlay %q: want %s or %s", o.underlay, underlayWire, underlayBridge)

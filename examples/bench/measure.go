@@ -74,6 +74,7 @@ type settings struct {
 	measures []measure
 	cpu      int
 	ipv6     bool
+	services int // of the contestants with many
 	underlay string
 	name     string // of our cluster
 }
@@ -133,7 +134,7 @@ func (s settings) measure(ctx context.Context, m measure, c contestant) (float64
 	defer cancel()
 
 	j.Server = true
-	server := startChild(ctx, c.server, j)
+	server := startChild(ctx, c.server, "", j)
 	defer server.stop()
 	if err := server.waitReady(); err != nil {
 		return 0, fmt.Errorf("server: %w", err)
@@ -142,7 +143,7 @@ func (s settings) measure(ctx context.Context, m measure, c contestant) (float64
 	if c.front.IsValid() {
 		j.Addr = netip.AddrPortFrom(c.front, port)
 	}
-	client := startChild(ctx, c.client, j)
+	client := startChild(ctx, c.client, c.cgroup, j)
 	defer client.stop()
 	fromClient, err := client.wait()
 	if err != nil {
@@ -169,9 +170,9 @@ type child struct {
 	ended  chan error
 }
 
-// startChild starts this program again inside a namespace. What goes wrong is
-// told by waitReady or wait.
-func startChild(ctx context.Context, ns devices.Namespace, j job) *child {
+// startChild starts this program again inside a namespace, and in a cgroup unless
+// that is "". What goes wrong is told by waitReady or wait.
+func startChild(ctx context.Context, ns devices.Namespace, cgroup string, j job) *child {
 	c := &child{ended: make(chan error, 1)}
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	r, w, err := os.Pipe()
@@ -186,7 +187,7 @@ func startChild(ctx context.Context, ns devices.Namespace, j job) *child {
 		err := ns.Do(func() error {
 			cmd, err := c.command(j, w)
 			if err == nil {
-				err = cmd.Start()
+				err = startIn(cmd, cgroup)
 			}
 			w.Close()
 			if err != nil {
@@ -216,6 +217,18 @@ func (c *child) command(j job, stdout *os.File) (*exec.Cmd, error) {
 	// end the children.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	return cmd, nil
+}
+
+func startIn(cmd *exec.Cmd, cgroup string) error {
+	if cgroup != "" {
+		group, err := unix.Open(cgroup, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open cgroup %s: %w", cgroup, err)
+		}
+		defer unix.Close(group)
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, group
+	}
+	return cmd.Start()
 }
 
 func (c *child) waitReady() error {

@@ -55,7 +55,7 @@ func (a *arena) addService(ctx context.Context) error {
 }
 
 func (a *arena) addServices(ctx context.Context) error {
-	return a.addServiceOf(ctx, cluster.MaxServices, nameServices, "ours, of 10,000")
+	return a.addServiceOf(ctx, a.services, nameServices, "ours, of "+thousands(a.services))
 }
 
 // addServiceOf adds a contestant whose client asks for a service, of many that
@@ -69,20 +69,43 @@ func (a *arena) addServiceOf(ctx context.Context, services int, name, title stri
 	}
 	a.push(c.Close)
 	node := c.Nodes[0]
-	client, server := node.Endpoints[0], node.Endpoints[1]
-	front := a.addr("10.97.0.1/32", "fd00:97::1/128").Addr()
+	one, other := node.Endpoints[0], node.Endpoints[1]
+	byPacket, err := a.serviceFor(node, a.serviceAddr(), one, other)
+	if err != nil {
+		return err
+	}
+	byPacket.name, byPacket.title = name, title
+	a.add(byPacket)
+	if services > 1 {
+		return nil
+	}
+	if c.NoSockets != nil {
+		return fmt.Errorf("%w: %w", errLeftOut, c.NoSockets)
+	}
+	// The other way round: its connections to the server are between the same two
+	// addresses as those of the packets, and would find theirs in TIME_WAIT.
+	bySocket, err := a.serviceFor(node, a.serviceAddr().Next(), other, one)
+	if err != nil {
+		return err
+	}
+	bySocket.name, bySocket.title, bySocket.cgroup = nameSocket, "ours, by its socket", node.Cgroup
+	a.add(bySocket)
+	return nil
+}
+
+// serviceFor is a client that asks for a service with one server.
+func (a *arena) serviceFor(node *cluster.Node, front netip.Addr, client, server *cluster.Endpoint) (contestant, error) {
 	for _, p := range []lb.Protocol{lb.TCP, lb.UDP} {
+		at := netip.AddrPortFrom(front, port)
 		if err := node.Services.SetService(lb.Service{
-			Name:      fmt.Sprint("bench-", p),
-			Frontends: []lb.Frontend{{Addr: netip.AddrPortFrom(front, port), Protocol: p}},
+			Name:      fmt.Sprint(at, "/", p),
+			Frontends: []lb.Frontend{{Addr: at, Protocol: p}},
 			Backends:  []lb.Backend{server.Backend(a.family(), port)},
 		}); err != nil {
-			return err
+			return contestant{}, err
 		}
 	}
-	a.add(contestant{
-		name: name, title: title, ours: true,
-		client: client.Namespace, server: server.Namespace, addr: server.Addr(a.family()), front: front,
-	})
-	return nil
+	return contestant{
+		ours: true, client: client.Namespace, server: server.Namespace, addr: server.Addr(a.family()), front: front,
+	}, nil
 }

@@ -87,6 +87,8 @@ func (r results) of(name string) result {
 	return result{}
 }
 
+func (r results) has(name string) bool { return r.of(name).Name != "" }
+
 // median of at least one value; the mean of the middle two if their number is
 // even.
 func median(values []float64) float64 {

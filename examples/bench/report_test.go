@@ -15,14 +15,15 @@ import (
 )
 
 // exampleReport has one value for each contestant, in the order veth,
-// forwarding, kernel vxlan, same node, overlay, one service, one of many.
+// forwarding, kernel vxlan, same node, overlay, one service, one of many,
+// iptables, nftables, by socket. Who has none is left out.
 func exampleReport(t *testing.T, name string, values ...float64) *report {
 	t.Helper()
 	all, err := selectMeasures(name)
 	require.NoError(t, err)
 	s := settings{rounds: 1, time: time.Second, measures: all, underlay: underlayWire}
 	var contestants []contestant
-	for _, n := range []string{nameVeth, nameForwarding, nameKernelVXLAN, nameSameNode, nameOverlay, nameService, nameServices} {
+	for _, n := range []string{nameVeth, nameForwarding, nameKernelVXLAN, nameSameNode, nameOverlay, nameService, nameServices, nameIPTables, nameNFTables, nameSocket}[:len(values)] {
 		contestants = append(contestants, contestant{name: n, title: "<" + n + ">"})
 	}
 	rep := newReport(s, contestants)
@@ -45,6 +46,8 @@ func TestTargets(t *testing.T) {
 		{"rr", []float64{10, 12, 14, 10.8, 14.6, 99, 99}, 2},
 		{"crr", []float64{10, 12, 16, 11, 15, 11.2, 11.5}, 0},
 		{"crr", []float64{10, 12, 14, 11.1, 15.1, 11.3, 11.7}, 5},
+		{"crr", []float64{10, 12, 16, 11, 15, 11.2, 11.5, 12, 12, 11.5}, 0},
+		{"crr", []float64{10, 12, 16, 11, 15, 11.2, 11.5, 11.4, 12, 11.6}, 2},
 		{"udp", []float64{100, 90, 50, 92, 55, 1, 1}, 0},
 		{"udp", []float64{100, 90, 50, 91, 54, 1, 1}, 2},
 		{"stream", []float64{40, 30, 20, 36, 20, 1, 1}, 0},
