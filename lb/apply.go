@@ -77,7 +77,7 @@ func (u addrUse) row() bpf.TableFrontend {
 func addrKey(a bpf.TableAddress) bpf.TableFrontendKey { return bpf.TableFrontendKey{Addr: a} }
 
 // apply writes the changes, all or none: first what is new, then the frontends,
-// which make it count, then what is old goes.
+// which make it count, then what is less than before, then what is old goes.
 func (b *Balancer) apply(changes []change) (err error) {
 	before, after := newRows(), newRows()
 	backends, addrs := map[netip.AddrPort]int{}, map[bpf.TableAddress]addrUse{}
@@ -158,7 +158,9 @@ func (b *Balancer) write(before, after *rows) (err error) {
 	if err := put(&u, t.backends, before.backends, after.backends); err != nil {
 		return err
 	}
-	if err := put(&u, t.members, before.members, after.members); err != nil {
+	// A backend that may no longer be chosen is still in the sets that are in use.
+	isLess := func(k bpf.TableMemberKey) bool { return before.members[k].State != 0 && rank(after.members[k]) < rank(before.members[k]) }
+	if err := putIf(&u, t.members, before.members, after.members, func(k bpf.TableMemberKey) bool { return !isLess(k) }); err != nil {
 		return err
 	}
 	if err := put(&u, t.ranges, before.ranges, after.ranges); err != nil {
@@ -178,7 +180,22 @@ func (b *Balancer) write(before, after *rows) (err error) {
 	if err := putIf(&u, t.frontends, before.frontends, after.frontends, isAddr); err != nil {
 		return err
 	}
-	return putIf(&u, t.frontends, before.frontends, after.frontends, func(k bpf.TableFrontendKey) bool { return !isAddr(k) })
+	if err := putIf(&u, t.frontends, before.frontends, after.frontends, func(k bpf.TableFrontendKey) bool { return !isAddr(k) }); err != nil {
+		return err
+	}
+	return putIf(&u, t.members, before.members, after.members, isLess)
+}
+
+// rank tells how readily a backend is chosen.
+func rank(m bpf.TableMember) int {
+	switch State(m.State) {
+	case Active:
+		return 2
+	case Terminating:
+		return 1
+	default:
+		return 0
+	}
 }
 
 // erase takes away what is left of the old state. What could not be taken away

@@ -129,7 +129,7 @@ static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct so
 	w = (struct service_work *)s->bytes;
 	err = socket_choose(ctx, to, steady, w);
 	/* Without a refusal its packets go to the address of the service, where nobody is. */
-	refuse = err > SERVICE_CHOSEN && (w->frontend.flags & FRONTEND_REJECT);
+	refuse = err == DROP_NO_BACKEND && (w->frontend.flags & FRONTEND_REJECT);
 	scratch_give_back(s);
 	if (refuse)
 		bpf_set_retval(-ECONNREFUSED);

@@ -88,11 +88,10 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 		d->flags |= DECISION_REFUSE;
 		return DROP_NO_SUCH_PORT;
 	}
-	if (w->frontend.flags & FRONTEND_REJECT)
+	if (err == DROP_NO_BACKEND && (w->frontend.flags & FRONTEND_REJECT))
 		d->flags |= DECISION_REFUSE;
 	if (err != SERVICE_CHOSEN)
 		return err;
-	d->flags &= ~(__u32)DECISION_REFUSE;
 	if (!service_takes(w, &p->tuple.saddr))
 		return DROP_SOURCE_RANGE;
 	d->reply.saddr = w->backend.addr;
