@@ -4,23 +4,46 @@ package lb
 
 import (
 	"bytes"
+	"cmp"
+	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
+	"github.com/godatapath/datapath/internal/undo"
 	"github.com/godatapath/datapath/internal/wire"
-	"github.com/godatapath/datapath/maps"
+	tablemaps "github.com/godatapath/datapath/maps"
 )
 
 // adopt reads what an earlier process has left in the tables. Rows that belong
 // to no service are what a process has left that was killed in the middle of a
-// change: they are taken away.
+// change: they are taken away. Whether the others are of one state only a
+// compilation can tell, the next time that the service is set.
 func (b *Balancer) adopt() error {
+	if b.tables.adopted {
+		if err := b.checkMaglevSize(); err != nil {
+			return err
+		}
+	}
 	found, stray, err := b.read()
 	if err != nil {
 		return err
 	}
+	if err := b.passOver(stray); err != nil {
+		return err
+	}
+	compiler := b.compiler()
 	for name, k := range found {
+		k.doubtful = true
+		b.noteSets(k.rows, true)
+		for f := range k.rows.frontends {
+			addr := wire.GoAddr(f.Addr)
+			k.rows.addrs[f.Addr] = k.rows.addrs[f.Addr] || compiler.ownsAddress(FrontendType(k.rows.frontends[f].Type), addr)
+		}
 		k.noteDraining(nil, b.ids.now())
 		b.services[name] = k
 		b.serviceIDs.adopt(k.rows.id)
@@ -45,7 +68,51 @@ func (b *Balancer) adopt() error {
 	for a, u := range b.addrUse {
 		after.frontends[addrKey(a)] = u.row()
 	}
-	return b.erase(stray, after)
+	var u undo.Stack // of rows that are only mended
+	err = put(&u, b.tables.frontends, stray.frontends, after.frontends)
+	return errors.Join(err, b.erase(stray, after))
+}
+
+// passOver has identifiers never be given again that something still holds, also
+// what is stray.
+func (b *Balancer) passOver(stray *rows) error {
+	for id := range stray.infos {
+		b.serviceIDs.pass(id)
+	}
+	for key, m := range stray.members {
+		b.serviceIDs.pass(key.Service)
+		b.ids.pass(m.Backend)
+	}
+	for id := range stray.backends {
+		b.ids.pass(id)
+	}
+	for e, err := range b.tables.affinities.All() {
+		if err != nil {
+			return err
+		}
+		b.serviceIDs.pass(e.Key.Service)
+		b.ids.pass(e.Value.Backend)
+	}
+	for e, err := range b.tables.peers.All() {
+		if err != nil {
+			return err
+		}
+		b.serviceIDs.pass(e.Value.Service)
+	}
+	return nil
+}
+
+// checkMaglevSize tries whether pinned tables take a Maglev table of our size:
+// the kernel tells only so. No service has the set 0.
+func (b *Balancer) checkMaglevSize() error {
+	err := b.putMaglev(0, make([]uint32, b.cfg.MaglevSize))
+	if errors.Is(err, unix.EINVAL) {
+		return invalid.Errorf("Config.MaglevSize is %d, and the pinned tables were made with another: set that, or take the services away with Remove", b.cfg.MaglevSize)
+	}
+	if err != nil {
+		return err
+	}
+	return b.tables.maglevs.Delete(0)
 }
 
 // read turns the rows into services. stray are those that belong to none.
@@ -56,10 +123,20 @@ func (b *Balancer) read() (found map[string]*kept, stray *rows, err error) {
 	}
 	found = map[string]*kept{}
 	byID := map[uint32]*kept{}
-	for id, info := range all.infos {
+	reached := map[uint32]int{} // frontends by their services
+	for key, row := range all.frontends {
+		if key.Protocol != 0 {
+			reached[row.Service]++
+		}
+	}
+	ids := slices.SortedFunc(maps.Keys(all.infos), func(a, b uint32) int {
+		return cmp.Or(cmp.Compare(reached[b], reached[a]), cmp.Compare(a, b))
+	})
+	for _, id := range ids {
+		info := all.infos[id]
 		name := text(info.Name[:])
 		// Two of a name can only be if a process was killed that had no right to be
-		// there. Neither has more right; one must go.
+		// there. The one that clients reach stays.
 		if found[name] != nil || name == "" || id == 0 {
 			continue
 		}
@@ -74,28 +151,32 @@ func (b *Balancer) read() (found map[string]*kept, stray *rows, err error) {
 	sets := map[uint32]*kept{}
 	for key, row := range all.frontends {
 		k := byID[row.Service]
-		if key.Protocol == 0 || k == nil {
-			continue
+		if key.Protocol == 0 || k == nil || sets[row.Set] != nil && sets[row.Set] != k {
+			continue // a set has one owner
 		}
 		k.rows.frontends[key] = row
 		f := Frontend{Addr: goAddrPort(key.Addr, key.Port), Protocol: Protocol(key.Protocol), Type: FrontendType(row.Type)}
 		k.spec.Frontends = append(k.spec.Frontends, f)
-		k.rows.addrs[key.Addr] = k.rows.addrs[key.Addr] || f.Type.ownsAddress()
+		k.rows.addrs[key.Addr] = false // whose it is, the Config tells
 		sets[row.Set] = k
 		b.lastSet = max(b.lastSet, row.Set)
 		delete(all.frontends, key)
 	}
-	ids := map[uint32]netip.AddrPort{} // one id has one backend
+	owned := map[uint32]netip.AddrPort{} // one id has one backend, and one backend one id
+	idOf := map[netip.AddrPort]uint32{}
 	for key, m := range all.members {
 		k := byID[key.Service]
 		at := goAddrPort(key.Addr, key.Port)
 		if k == nil || all.backends[m.Backend] != backendOf(at) {
 			continue
 		}
-		if other, ok := ids[m.Backend]; ok && other != at {
+		if other, ok := owned[m.Backend]; ok && other != at {
 			continue
 		}
-		ids[m.Backend] = at
+		if other, ok := idOf[at]; ok && other != m.Backend {
+			continue
+		}
+		owned[m.Backend], idOf[at] = at, m.Backend
 		k.rows.members[key], k.rows.backends[at] = m, m.Backend
 		if State(m.State) != Draining {
 			k.spec.Backends = append(k.spec.Backends, Backend{
@@ -104,7 +185,7 @@ func (b *Balancer) read() (found map[string]*kept, stray *rows, err error) {
 		}
 		delete(all.members, key)
 	}
-	for id := range ids {
+	for id := range owned {
 		delete(all.backends, id)
 	}
 	for key, s := range all.slots {
@@ -122,7 +203,7 @@ func (b *Balancer) read() (found map[string]*kept, stray *rows, err error) {
 		}
 	}
 	for key, v := range all.ranges {
-		if k := byID[bigEndian(key.Service)]; k != nil {
+		if k := sets[bigEndian(key.Set)]; k != nil {
 			k.rows.ranges[key] = v
 			k.spec.SourceRanges = append(k.spec.SourceRanges, wire.GoPrefix(bpf.TablePeerKey{Prefixlen: key.Prefixlen - 32, Addr: key.Addr}))
 			delete(all.ranges, key)
@@ -179,7 +260,7 @@ func (b *Balancer) contents() (*rows, error) {
 	return out, err
 }
 
-func collect[K comparable, V any](err *error, m *maps.Map[K, V], to map[K]V) {
+func collect[K comparable, V any](err *error, m *tablemaps.Map[K, V], to map[K]V) {
 	if *err != nil {
 		return
 	}

@@ -78,7 +78,9 @@ func addrKey(a bpf.TableAddress) bpf.TableFrontendKey { return bpf.TableFrontend
 
 // apply writes the changes, all or none: first what is new, then the frontends,
 // which make it count, then what is less than before, then what is old goes.
-func (b *Balancer) apply(changes []change) (err error) {
+// Those that can not be taken away do no harm, and leave with the next New; they
+// are the error if applied is true.
+func (b *Balancer) apply(changes []change) (applied bool, err error) {
 	before, after := newRows(), newRows()
 	backends, addrs := map[netip.AddrPort]int{}, map[bpf.TableAddress]addrUse{}
 	for _, c := range changes {
@@ -113,7 +115,7 @@ func (b *Balancer) apply(changes []change) (err error) {
 		}
 	}
 	if err := b.write(before, after); err != nil {
-		return err
+		return false, err
 	}
 	for at, more := range backends {
 		if b.backendUse[at] += more; b.backendUse[at] == 0 {
@@ -130,7 +132,7 @@ func (b *Balancer) apply(changes []change) (err error) {
 			b.addrUse[a] = u
 		}
 	}
-	return b.erase(before, after)
+	return true, b.erase(before, after)
 }
 
 func count(backends map[netip.AddrPort]int, addrs map[bpf.TableAddress]addrUse, c *compiled, n int) {
@@ -159,7 +161,9 @@ func (b *Balancer) write(before, after *rows) (err error) {
 		return err
 	}
 	// A backend that may no longer be chosen is still in the sets that are in use.
-	isLess := func(k bpf.TableMemberKey) bool { return before.members[k].State != 0 && rank(after.members[k]) < rank(before.members[k]) }
+	isLess := func(k bpf.TableMemberKey) bool {
+		return before.members[k].State != 0 && rank(after.members[k]) < rank(before.members[k])
+	}
 	if err := putIf(&u, t.members, before.members, after.members, func(k bpf.TableMemberKey) bool { return !isLess(k) }); err != nil {
 		return err
 	}
@@ -338,7 +342,7 @@ func (b *Balancer) backendID(at netip.AddrPort) (uint32, error) {
 func (b *Balancer) forgetUnused() {
 	for at, id := range b.backendIDs {
 		if b.backendUse[at] == 0 {
-			b.ids.giveBack(id)
+			b.ids.undo(id)
 			delete(b.backendIDs, at)
 		}
 	}

@@ -41,6 +41,7 @@ type Balancer struct {
 	ids        *ids // of backends
 	serviceIDs *ids
 	lastSet    uint32
+	sets       map[uint32]bool // that are in use
 	services   map[string]*kept
 	owners     map[bpf.TableFrontendKey]string // of frontends on this node
 	backendIDs map[netip.AddrPort]uint32
@@ -54,6 +55,7 @@ type kept struct {
 	spec     Service
 	rows     *compiled
 	draining map[netip.AddrPort]time.Time // since when
+	doubtful bool                         // the rows may not be what the spec says
 }
 
 // New makes the tables of services, or adopts the pinned ones with their
@@ -95,7 +97,7 @@ func newBalancer(cfg Config) *Balancer {
 	return &Balancer{
 		cfg: cfg, change: node.NewEpoch(cfg.Pins), ids: newIDs(rest), serviceIDs: newIDs(rest),
 		services: map[string]*kept{}, owners: map[bpf.TableFrontendKey]string{}, backendIDs: map[netip.AddrPort]uint32{},
-		backendUse: map[netip.AddrPort]int{}, addrUse: map[bpf.TableAddress]addrUse{},
+		backendUse: map[netip.AddrPort]int{}, addrUse: map[bpf.TableAddress]addrUse{}, sets: map[uint32]bool{},
 	}
 }
 
@@ -124,46 +126,52 @@ func (b *Balancer) SetService(s Service) error {
 	if c == nil {
 		return b.change.Unchanged()
 	}
-	old := b.services[s.Name]
-	if err := b.carryOut([]planned{{*c, s}}); err != nil {
+	p := planned{change: *c, spec: s}
+	gone := b.departures(p)
+	applied, err := b.carryOut([]planned{p})
+	if applied {
+		err = errors.Join(err, b.settle(gone))
+	}
+	if err != nil {
 		return fmt.Errorf("set service %q: %w", s.Name, err)
-	}
-	if err := b.change.Changed(); err != nil {
-		return err
-	}
-	if gone := lost(old, s); len(gone) > 0 && (s.OnRemove.policy() == Purge || s.OnRemove&DestroySockets != 0) {
-		if _, err := b.leave(s, c.new.id, gone, s.OnRemove); err != nil {
-			return fmt.Errorf("set service %q: it is set, but: %w", s.Name, err)
-		}
 	}
 	return nil
 }
 
-// lost are the backends that a service had and has no more.
-func lost(old *kept, s Service) (gone []netip.AddrPort) {
-	if old == nil {
-		return nil
-	}
-	for _, b := range old.spec.Backends {
-		if !slices.ContainsFunc(s.Backends, func(x Backend) bool { return x.Addr == b.Addr }) {
-			gone = append(gone, b.Addr)
+// settle makes a change count for the flows there are, and does with those of
+// backends that have gone what is to be done.
+func (b *Balancer) settle(gone []departure) error {
+	err := b.change.Changed()
+	for _, d := range gone {
+		if _, e := b.leave(d); e != nil {
+			err = errors.Join(err, fmt.Errorf("it is done, but: service %q: %w", d.spec.Name, e))
 		}
 	}
-	return gone
+	return err
 }
 
-// DeleteService takes a service away. Nil if there is none of the name.
+// DeleteService takes a service away, and its flows as its OnRemove says. Nil if
+// there is none of the name.
 func (b *Balancer) DeleteService(name string) error {
+	if b.cfg.MaglevSize == 0 {
+		return invalid.Errorf("delete service %q: the services were opened for reading", name)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old := b.services[name]
 	if old == nil {
 		return b.change.Unchanged()
 	}
-	if err := b.carryOut([]planned{{change: change{name: name, old: old.rows}}}); err != nil {
+	p := planned{change: change{name: name, old: old.rows}}
+	gone := b.departures(p)
+	applied, err := b.carryOut([]planned{p})
+	if applied {
+		err = errors.Join(err, b.settle(gone))
+	}
+	if err != nil {
 		return fmt.Errorf("delete service %q: %w", name, err)
 	}
-	return b.change.Changed()
+	return nil
 }
 
 // planned is a change with what the service is afterwards.
@@ -172,22 +180,25 @@ type planned struct {
 	spec Service
 }
 
-// carryOut applies changes and keeps what has become of the services.
-func (b *Balancer) carryOut(all []planned) error {
+// carryOut applies changes and keeps what has become of the services. What could
+// not be taken away behind a change is the error of one that is applied.
+func (b *Balancer) carryOut(all []planned) (applied bool, err error) {
 	changes := make([]change, len(all))
 	for i, p := range all {
 		changes[i] = p.change
 	}
-	if err := b.apply(changes); err != nil {
+	if applied, err = b.apply(changes); !applied {
 		for _, c := range changes {
 			if c.old == nil && c.new != nil {
-				b.serviceIDs.giveBack(c.new.id)
+				b.serviceIDs.undo(c.new.id)
 			}
 		}
 		b.forgetUnused()
-		return err
+		return false, err
 	}
 	for _, p := range all {
+		b.noteSets(p.old, false)
+		b.noteSets(p.new, true)
 		if p.old != nil {
 			for k := range p.old.frontends {
 				if b.owners[k] == p.name {
@@ -205,19 +216,42 @@ func (b *Balancer) carryOut(all []planned) error {
 		b.services[p.name] = now
 		for k := range p.new.frontends {
 			if was := b.owners[k]; was != "" && was != p.name {
-				delete(b.services[was].rows.frontends, k)
+				b.services[was].lose(k)
 			}
 			b.owners[k] = p.name
 		}
 	}
-	return nil
+	return true, err
+}
+
+// lose takes a frontend away that another service has now.
+func (k *kept) lose(key bpf.TableFrontendKey) {
+	delete(k.rows.frontends, key)
+	k.spec.Frontends = slices.DeleteFunc(slices.Clone(k.spec.Frontends), func(f Frontend) bool {
+		return frontendKey(f.Addr, f.Protocol) == key
+	})
+	k.doubtful = true
+}
+
+func (b *Balancer) noteSets(c *compiled, used bool) {
+	if c == nil {
+		return
+	}
+	for set := range c.sets() {
+		if used {
+			b.sets[set] = true
+		} else {
+			delete(b.sets, set)
+		}
+	}
 }
 
 // changeTo plans what makes a service be as checked; nil: it is so already. next
 // are the owners of frontends that there are to be, if more than this changes.
 func (b *Balancer) changeTo(s Service, next map[bpf.TableFrontendKey]string) (*change, error) {
 	old := b.services[s.Name]
-	if old != nil && reflect.DeepEqual(old.spec, s) {
+	isSame := old != nil && reflect.DeepEqual(old.spec, s)
+	if isSame && !old.doubtful {
 		return nil, nil
 	}
 	c := &change{name: s.Name}
@@ -230,21 +264,31 @@ func (b *Balancer) changeTo(s Service, next map[bpf.TableFrontendKey]string) (*c
 			return nil, err
 		}
 	}
-	for _, be := range s.Backends {
-		if _, err := b.backendID(be.Addr); err != nil {
-			return nil, err
-		}
-	}
-	c.new = b.compiler().compile(id, s)
-	if old != nil && s.OnRemove.policy() == Drain {
-		drain(old.rows, c.new)
-	}
-	if err := b.check(c, next); err != nil {
+	fail := func(err error) (*change, error) {
 		if old == nil {
-			b.serviceIDs.giveBack(id)
+			b.serviceIDs.undo(id)
 		}
 		b.forgetUnused()
 		return nil, err
+	}
+	for _, be := range s.Backends {
+		if _, err := b.backendID(be.Addr); err != nil {
+			return fail(err)
+		}
+	}
+	var err error
+	if c.new, err = b.compiler().compile(id, s); err != nil {
+		return fail(err)
+	}
+	if old != nil {
+		drain(old.rows, c.new, s.OnRemove)
+	}
+	if err := b.check(c, next); err != nil {
+		return fail(err)
+	}
+	if isSame && old.rows.isAs(c.new) {
+		old.doubtful = false
+		return nil, nil
 	}
 	return c, nil
 }
@@ -253,8 +297,7 @@ func (b *Balancer) compiler() *compiler {
 	return &compiler{
 		cfg: b.cfg, clock: b.clock,
 		set: func() uint32 {
-			if b.lastSet++; b.lastSet == 0 {
-				b.lastSet++
+			for b.lastSet++; b.lastSet == 0 || b.sets[b.lastSet]; b.lastSet++ {
 			}
 			return b.lastSet
 		},
@@ -308,21 +351,23 @@ func (b *Balancer) Sync(all []Service) (maps.Changes, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	done, err := b.sync(checked, names, fronts)
+	done, gone, err := b.sync(checked, names, fronts)
+	if done != (maps.Changes{}) {
+		err = errors.Join(err, b.settle(gone))
+	} else {
+		err = errors.Join(err, b.change.Unchanged())
+	}
 	if err != nil {
 		err = fmt.Errorf("sync the services: %w", err)
 	}
-	if done != (maps.Changes{}) {
-		return done, errors.Join(err, b.change.Changed())
-	}
-	return done, errors.Join(err, b.change.Unchanged())
+	return done, err
 }
 
 // syncChunk is how many services are changed in one step: enough for whole
 // batches, and little room for the old and the new rows at once.
 const syncChunk = 2048
 
-func (b *Balancer) sync(all []Service, stay map[string]bool, fronts map[bpf.TableFrontendKey]string) (done maps.Changes, err error) {
+func (b *Balancer) sync(all []Service, stay map[string]bool, fronts map[bpf.TableFrontendKey]string) (done maps.Changes, gone []departure, err error) {
 	var leaving []string
 	for name := range b.services {
 		if !stay[name] {
@@ -330,30 +375,32 @@ func (b *Balancer) sync(all []Service, stay map[string]bool, fronts map[bpf.Tabl
 		}
 	}
 	slices.Sort(leaving)
-	later, errs := b.setAll(all, fronts, &done)
+	later, gone, errs := b.setAll(all, fronts, &done)
 	for chunk := range slices.Chunk(leaving, syncChunk) {
 		var plan []planned
 		for _, name := range chunk {
 			plan = append(plan, planned{change: change{name: name, old: b.services[name].rows}})
 		}
-		if err := b.carryOut(plan); err != nil {
-			errs = append(errs, err)
-			continue
+		left := b.departures(plan...)
+		applied, err := b.carryOut(plan)
+		errs = append(errs, err)
+		if applied {
+			gone = append(gone, left...)
+			done.Deleted += len(plan)
 		}
-		done.Deleted += len(plan)
 	}
 	// There is room now for some that had none.
-	failed, more := b.setAll(later, fronts, &done)
-	errs = append(errs, more...)
+	failed, left, more := b.setAll(later, fronts, &done)
+	gone, errs = append(gone, left...), append(errs, more...)
 	for _, s := range failed {
-		errs = append(errs, fmt.Errorf("service %q: %w", s.Name, unix.E2BIG))
+		errs = append(errs, fmt.Errorf("service %q: a table of services is full: %w", s.Name, unix.E2BIG))
 	}
-	return done, errors.Join(errs...)
+	return done, gone, errors.Join(errs...)
 }
 
 // setAll sets services, many in one step. It returns those for which there was
-// no room, and what stood against others.
-func (b *Balancer) setAll(all []Service, fronts map[bpf.TableFrontendKey]string, done *maps.Changes) (full []Service, errs []error) {
+// no room, the backends that are gone, and what stood against others.
+func (b *Balancer) setAll(all []Service, fronts map[bpf.TableFrontendKey]string, done *maps.Changes) (full []Service, gone []departure, errs []error) {
 	for chunk := range slices.Chunk(all, syncChunk) {
 		var plan []planned
 		for _, s := range chunk {
@@ -367,27 +414,36 @@ func (b *Balancer) setAll(all []Service, fronts map[bpf.TableFrontendKey]string,
 		if len(plan) == 0 {
 			continue
 		}
-		if err := b.carryOut(plan); err == nil {
+		left := b.departures(plan...)
+		if applied, err := b.carryOut(plan); applied {
 			done.Set += len(plan)
+			gone, errs = append(gone, left...), append(errs, err)
 			continue
 		}
 		// Some of them do not fit: each by itself.
 		for _, p := range plan {
 			c, err := b.changeTo(p.spec, fronts)
+			applied := false
 			if err == nil && c != nil {
-				err = b.carryOut([]planned{{*c, p.spec}})
+				one := planned{change: *c, spec: p.spec}
+				left := b.departures(one)
+				if applied, err = b.carryOut([]planned{one}); applied {
+					gone = append(gone, left...)
+				}
+			}
+			if applied || err == nil {
+				done.Set++
 			}
 			switch {
 			case err == nil:
-				done.Set++
-			case errors.Is(err, unix.E2BIG):
+			case errors.Is(err, unix.E2BIG) && !applied:
 				full = append(full, p.spec)
 			default:
 				errs = append(errs, fmt.Errorf("service %q: %w", p.spec.Name, err))
 			}
 		}
 	}
-	return full, errs
+	return full, gone, errs
 }
 
 // Close drops our handles; pinned tables stay, and so do the programs that use
@@ -396,7 +452,12 @@ func (b *Balancer) Close() error { return b.tables.close() }
 
 // Remove takes the pins away and closes. The tables end with the last program
 // that uses them.
-func (b *Balancer) Remove() error { return b.tables.remove() }
+func (b *Balancer) Remove() error {
+	if b.cfg.MaglevSize == 0 {
+		return invalid.Errorf("remove the services: they were opened for reading")
+	}
+	return b.tables.remove()
+}
 
 // DatapathParts makes the services a block of programs.Load. It needs the flow
 // table beside it, which remembers what a packet was turned into.

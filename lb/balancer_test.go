@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 
 	"github.com/godatapath/datapath/devices/netnstest"
 	"github.com/godatapath/datapath/internal/bpf"
-	"github.com/godatapath/datapath/internal/packet"
 	"github.com/godatapath/datapath/maps"
 	"github.com/godatapath/datapath/programs"
 )
@@ -73,22 +71,31 @@ func TestServiceBadInput(t *testing.T) {
 		"mixed frontends": {func(s *Service) {
 			s.Frontends = append(s.Frontends, Frontend{Addr: netip.MustParseAddrPort("[fd00::1]:80")})
 		}, "the families are mixed"},
-		"a negative weight":        {func(s *Service) { s.Backends[0].Weight = -1 }, "its weight is -1"},
-		"a great weight":           {func(s *Service) { s.Backends[0].Weight = 65536 }, "its weight is 65536, want 1 to 65535"},
-		"a state":                  {func(s *Service) { s.Backends[0].State = Draining }, "its state is draining"},
-		"a long zone":              {func(s *Service) { s.Backends[0].Zone = strings.Repeat("z", 33) }, "its zone has 33 bytes"},
-		"a node":                   {func(s *Service) { s.Backends[0].Node = netip.IPv4Unspecified() }, "its node"},
-		"a negative affinity":      {func(s *Service) { s.Affinity = -time.Second }, "Affinity is -1s"},
-		"half a second":            {func(s *Service) { s.Affinity = time.Second / 2 }, "want whole seconds"},
-		"a long affinity":          {func(s *Service) { s.Affinity = 25 * time.Hour }, "up to 24h0m0s"},
-		"an algorithm":             {func(s *Service) { s.Algorithm = 7 }, "the algorithm is Algorithm(7)"},
-		"a policy":                 {func(s *Service) { s.Internal = 7 }, "a traffic policy that does not exist"},
-		"local, but where":         {func(s *Service) { s.External = Local }, "set Config.Node"},
-		"no backend":               {func(s *Service) { s.NoBackend = 7 }, "NoBackend is 7"},
-		"a removal":                {func(s *Service) { s.OnRemove = 9 }, "OnRemove is 0x9"},
-		"a range with host bits":   {func(s *Service) { s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")} }, "has host bits"},
-		"SCTP to another port":     {func(s *Service) { s.Frontends[0].Protocol = SCTP }, "the port of SCTP can not be translated, want 80"},
-		"a multicast backend":      {func(s *Service) { s.Backends[0].Addr = netip.MustParseAddrPort("224.0.0.1:80") }, "backend 224.0.0.1:80"},
+		"a negative weight":           {func(s *Service) { s.Backends[0].Weight = -1 }, "its weight is -1"},
+		"a great weight":              {func(s *Service) { s.Backends[0].Weight = 65536 }, "its weight is 65536, want 1 to 65535"},
+		"a state":                     {func(s *Service) { s.Backends[0].State = Draining }, "its state is draining"},
+		"a long zone":                 {func(s *Service) { s.Backends[0].Zone = strings.Repeat("z", 33) }, "its zone has 33 bytes"},
+		"a node":                      {func(s *Service) { s.Backends[0].Node = netip.IPv4Unspecified() }, "its node"},
+		"a negative affinity":         {func(s *Service) { s.Affinity = -time.Second }, "Affinity is -1s"},
+		"half a second":               {func(s *Service) { s.Affinity = time.Second / 2 }, "want whole seconds"},
+		"a long affinity":             {func(s *Service) { s.Affinity = 25 * time.Hour }, "up to 24h0m0s"},
+		"an algorithm":                {func(s *Service) { s.Algorithm = 7 }, "the algorithm is Algorithm(7)"},
+		"a policy":                    {func(s *Service) { s.Internal = 7 }, "a traffic policy that does not exist"},
+		"local, but where":            {func(s *Service) { s.External = Local }, "set Config.Node"},
+		"no backend":                  {func(s *Service) { s.NoBackend = 7 }, "NoBackend is 7"},
+		"a removal":                   {func(s *Service) { s.OnRemove = 9 }, "OnRemove is 0x9"},
+		"a range with host bits":      {func(s *Service) { s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/8")} }, "has host bits"},
+		"SCTP to another port":        {func(s *Service) { s.Frontends[0].Protocol = SCTP }, "the port of SCTP can not be translated, want 80"},
+		"a multicast backend":         {func(s *Service) { s.Backends[0].Addr = netip.MustParseAddrPort("224.0.0.1:80") }, "backend 224.0.0.1:80"},
+		"a range of the other family": {func(s *Service) { s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("fd00::/8")} }, "it is not of the frontends' family"},
+		"a name with a zero byte":     {func(s *Service) { s.Name = "web\x00" }, "its name has a zero byte"},
+		"a zone with a zero byte":     {func(s *Service) { s.Backends[0].Zone = "a\x00b" }, "none of them zero"},
+		"a frontend at the hairpin":   {func(s *Service) { s.Frontends[0].Addr = at(defaultHairpin[0], 80) }, "the address of Config.Hairpin"},
+		"a backend at the hairpin":    {func(s *Service) { s.Backends[0].Addr = at(defaultHairpin[0], 80) }, "the address of Config.Hairpin"},
+		"a weight without a slot": {func(s *Service) {
+			s.Algorithm = Maglev
+			s.Backends = append(s.Backends, Backend{Addr: at(a("10.244.1.11"), 80), Weight: 65535})
+		}, "backend 10.244.1.10:8080 gets none of the 16381 slots"},
 		"a backend with a zone id": {func(s *Service) { s.Backends[0].Addr = netip.MustParseAddrPort("[fe80::1%eth0]:80") }, "zone"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -125,6 +132,16 @@ func TestServiceBadInput(t *testing.T) {
 		require.ErrorIs(t, err, os.ErrInvalid, text)
 		require.ErrorContains(t, err, text)
 	}
+
+	small := newBal(t, Config{MaglevSize: 31})
+	many := web(1, 32)
+	many.Algorithm = Maglev
+	err = small.SetService(many)
+	require.ErrorIs(t, err, os.ErrInvalid)
+	require.ErrorContains(t, err, "32 backends in a Maglev table of 31 slots")
+	require.Zero(t, countRows(t, small))
+	many.Backends = many.Backends[:31]
+	require.NoError(t, small.SetService(many))
 }
 
 // countRows counts the rows of each table.
@@ -329,57 +346,6 @@ func TestStrayRowsAreTakenAway(t *testing.T) {
 	all, err := filepath.Glob(filepath.Join(pins, "*"))
 	require.NoError(t, err)
 	require.NotEmpty(t, all)
-}
-
-// One service is changed all the time under connections that open: each sees
-// the old state or the new one, never neither.
-func TestUpdatesUnderConnections(t *testing.T) {
-	t.Parallel()
-	for _, algorithm := range []Algorithm{Random, Maglev} {
-		t.Run(algorithm.String(), func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t, Config{MaglevSize: 31})
-			c := casts[0]
-			vip := at(c.vip, 80)
-			s := Service{Name: "web", Frontends: []Frontend{{Addr: vip}}, Algorithm: algorithm}
-			sets := [2][]Backend{}
-			for i := range uint16(4) {
-				sets[0] = append(sets[0], Backend{Addr: at(c.green, 8000+i)})
-				sets[1] = append(sets[1], Backend{Addr: at(c.green, 9000+i)})
-			}
-			s.Backends = sets[0]
-			require.NoError(t, r.bal.SetService(s))
-			var updates atomic.Int64
-			stop, done := make(chan struct{}), make(chan error, 1)
-			go func() {
-				for i := 1; ; i++ {
-					select {
-					case <-stop:
-						done <- nil
-						return
-					default:
-					}
-					s := s
-					s.Backends = sets[i%2]
-					if err := r.bal.SetService(s); err != nil {
-						done <- err
-						return
-					}
-					updates.Add(1)
-				}
-			}()
-			conns := 0
-			for end := time.Now().Add(time.Second); time.Now().Before(end) || updates.Load() < 20; conns++ {
-				out := r.send("from_endpoint", "blue", tcp(at(c.blue, uint16(conns)), vip, packet.SYN))
-				require.Equal(t, redirected, out.verdict, "connection %d, %d updates: %v", conns, updates.Load(), out.counted)
-				require.Contains(t, []uint16{80, 90}, out.ends()[1].Port()/100)
-			}
-			close(stop)
-			require.NoError(t, <-done)
-			t.Logf("%d updates under %d connections", updates.Load(), conns)
-			require.Greater(t, updates.Load(), int64(10))
-		})
-	}
 }
 
 // BenchmarkSync sets many services from nothing, and tells what one takes of the

@@ -4,10 +4,13 @@ package lb
 
 import (
 	"encoding/binary"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/invalid"
 	"github.com/godatapath/datapath/internal/ticks"
 	"github.com/godatapath/datapath/internal/wire"
 )
@@ -34,7 +37,7 @@ type compiler struct {
 	ids   func(netip.AddrPort) uint32 // of a backend
 }
 
-func (c *compiler) compile(id uint32, s Service) *compiled {
+func (c *compiler) compile(id uint32, s Service) (*compiled, error) {
 	out := &compiled{
 		id: id, info: infoOf(s),
 		frontends: map[bpf.TableFrontendKey]bpf.TableFrontend{},
@@ -49,35 +52,48 @@ func (c *compiler) compile(id uint32, s Service) *compiled {
 		out.backends[b.Addr] = c.ids(b.Addr)
 		out.members[memberKey(id, b.Addr)] = memberOf(b, out.backends[b.Addr])
 	}
-	for _, p := range s.SourceRanges {
-		out.ranges[rangeKey(id, p)] = 1
-	}
 	sets := map[Policy]bpf.TableFrontend{} // what all frontends of a policy have
+	withRanges := uint32(0)                // the set of those that look at them
 	for _, f := range s.Frontends {
-		policy := s.External
+		policy := Cluster // Service.External is for clients from outside
 		if f.Type == ClusterIP {
 			policy = s.Internal
 		}
 		row, ok := sets[policy]
 		if !ok {
-			row = c.choice(out, s, policy)
+			var err error
+			if row, err = c.choice(out, s, policy); err != nil {
+				return nil, err
+			}
 			sets[policy] = row
 		}
 		row.Type = uint8(f.Type)
 		if f.Type != ClusterIP && len(s.SourceRanges) > 0 {
 			row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_RANGES)
+			withRanges = row.Set
+		}
+		if withRanges == 0 {
+			withRanges = row.Set // so that they are known again after a restart
 		}
 		for _, at := range c.places(f) {
 			out.frontends[frontendKey(at, f.Protocol)] = row
 			addr := wire.Addr(at.Addr())
-			out.addrs[addr] = out.addrs[addr] || f.Type.ownsAddress()
+			out.addrs[addr] = out.addrs[addr] || c.ownsAddress(f.Type, at.Addr())
 		}
 	}
-	return out
+	for _, p := range s.SourceRanges {
+		out.ranges[rangeKey(withRanges, p)] = 1
+	}
+	return out, nil
+}
+
+// ownsAddress tells whether nothing but services is at an address.
+func (c *compiler) ownsAddress(t FrontendType, addr netip.Addr) bool {
+	return t.ownsAddress() && !slices.Contains(c.cfg.NodeAddrs, addr)
 }
 
 // choice makes the set of a policy and the row that leads to it.
-func (c *compiler) choice(out *compiled, s Service, policy Policy) bpf.TableFrontend {
+func (c *compiler) choice(out *compiled, s Service, policy Policy) (bpf.TableFrontend, error) {
 	row := bpf.TableFrontend{Service: out.id, Set: c.set(), Affinity: c.clock.Of(s.Affinity)}
 	if s.NoBackend == Reject {
 		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_REJECT)
@@ -85,37 +101,63 @@ func (c *compiler) choice(out *compiled, s Service, policy Policy) bpf.TableFron
 	if s.DenySources {
 		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_DENY)
 	}
-	all := c.candidates(out, s, policy)
+	if policy == Local {
+		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_LOCAL)
+	}
+	all, state := c.candidates(out, s, policy)
+	if state == Terminating {
+		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_LAST)
+	}
 	if s.Algorithm == Maglev {
 		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_MAGLEV)
+		if len(all) > c.cfg.MaglevSize {
+			return row, invalid.Errorf("%d backends in a Maglev table of %d slots: make Config.MaglevSize a hundred times as large", len(all), c.cfg.MaglevSize)
+		}
 		if table := maglevTable(all, uint32(c.cfg.MaglevSize), c.cfg.MaglevSeed); table != nil {
+			if b := withoutSlot(all, table); b.IsValid() {
+				return row, invalid.Errorf("backend %s gets none of the %d slots of the Maglev table: its weight is too small beside the others', or Config.MaglevSize", b, c.cfg.MaglevSize)
+			}
 			out.maglevs[row.Set] = table
 			row.Count = uint32(c.cfg.MaglevSize)
 		}
-		return row
+		return row, nil
 	}
 	for i, s := range aliasTable(all) {
 		out.slots[bpf.TableSlotKey{Set: row.Set, Index: uint32(i)}] = bpf.TableSlot{First: s.first, Second: s.second, Below: s.below}
 		row.Count++
 	}
-	return row
+	return row, nil
+}
+
+// withoutSlot is a candidate that a Maglev table does not have; zero: there is
+// none.
+func withoutSlot(all []candidate, table []uint32) netip.AddrPort {
+	has := make(map[uint32]bool, len(all))
+	for _, id := range table {
+		has[id] = true
+	}
+	for _, c := range all {
+		if !has[c.id] {
+			return c.addr
+		}
+	}
+	return netip.AddrPort{}
 }
 
 // candidates are the backends that get new flows: the active ones, or if there
-// is none those that are about to go.
-func (c *compiler) candidates(out *compiled, s Service, policy Policy) []candidate {
+// is none those that are about to go. All are of the state.
+func (c *compiler) candidates(out *compiled, s Service, policy Policy) (all []candidate, _ State) {
 	for _, state := range []State{Active, Terminating} {
-		var all []candidate
 		for _, b := range s.Backends {
 			if b.State == state && (policy == Cluster || b.Node == c.cfg.Node) {
 				all = append(all, candidate{id: out.backends[b.Addr], addr: b.Addr, weight: uint32(b.Weight)})
 			}
 		}
 		if len(all) > 0 {
-			return all
+			return all, state
 		}
 	}
-	return nil
+	return nil, Active
 }
 
 // places are the addresses of a frontend on this node. A wildcard has a row of
@@ -151,9 +193,9 @@ func backendOf(at netip.AddrPort) bpf.TableBackend {
 	return bpf.TableBackend{Addr: wire.Addr(at.Addr()), Port: wire.Port(at.Port())}
 }
 
-func rangeKey(service uint32, p netip.Prefix) bpf.TableSourceRangeKey {
+func rangeKey(set uint32, p netip.Prefix) bpf.TableSourceRangeKey {
 	k := wire.PrefixKey(p)
-	return bpf.TableSourceRangeKey{Prefixlen: 32 + k.Prefixlen, Service: bigEndian(service), Addr: k.Addr}
+	return bpf.TableSourceRangeKey{Prefixlen: 32 + k.Prefixlen, Set: bigEndian(set), Addr: k.Addr}
 }
 
 // bigEndian turns a number into the one that has its bytes in network order: in
@@ -172,4 +214,54 @@ func infoOf(s Service) bpf.TableServiceInfo {
 	}
 	copy(i.Name[:], s.Name)
 	return i
+}
+
+// sets are those that a service's frontends lead to, or that are there for it.
+func (c *compiled) sets() map[uint32]bool {
+	all := map[uint32]bool{}
+	for _, row := range c.frontends {
+		all[row.Set] = true
+	}
+	for k := range c.slots {
+		all[k.Set] = true
+	}
+	for set := range c.maglevs {
+		all[set] = true
+	}
+	return all
+}
+
+// isAs tells whether rows are those of another compilation, but for the numbers of
+// the sets. Maglev tables are not known well enough.
+func (c *compiled) isAs(o *compiled) bool {
+	if c.info != o.info || len(c.maglevs)+len(o.maglevs) > 0 || !maps.Equal(c.members, o.members) || !maps.Equal(c.addrs, o.addrs) ||
+		!maps.Equal(c.backends, o.backends) || len(c.frontends) != len(o.frontends) || len(c.slots) != len(o.slots) || len(c.ranges) != len(o.ranges) {
+		return false
+	}
+	sets := map[uint32]uint32{}
+	for k, row := range c.frontends {
+		other, ok := o.frontends[k]
+		if !ok {
+			return false
+		}
+		if set, known := sets[row.Set]; known && set != other.Set {
+			return false
+		}
+		sets[row.Set], row.Set = other.Set, other.Set
+		if row != other {
+			return false
+		}
+	}
+	for k, slot := range c.slots {
+		if other, ok := o.slots[bpf.TableSlotKey{Set: sets[k.Set], Index: k.Index}]; !ok || other != slot {
+			return false
+		}
+	}
+	for k := range c.ranges {
+		k.Set = bigEndian(sets[bigEndian(k.Set)])
+		if _, ok := o.ranges[k]; !ok {
+			return false
+		}
+	}
+	return true
 }

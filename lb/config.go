@@ -37,12 +37,15 @@ type Config struct {
 	// Clients is how many clients are remembered for session affinity; 0:
 	// [DefaultClients]. Those that have not come for longest are forgotten first.
 	Clients int
-	// Sockets is how many datagram sockets, or destinations of one, are
-	// remembered whose answers are shown as a frontend's; 0: [DefaultSockets].
+	// Sockets is how many connected sockets are remembered with what they were
+	// told to connect to, and how many destinations of datagram sockets that are not
+	// connected; 0: [DefaultSockets]. A connected one beyond it sees its backend as
+	// its peer. Of the others those that have not sent for longest are forgotten.
 	Sockets int
-	// MaglevSize is the number of slots of a Maglev table, a prime of at least a
-	// hundred times the backends of the largest such service, up to 131071; the
-	// same on all nodes; 0: [DefaultMaglevSize]. A table takes eight bytes a slot.
+	// MaglevSize is the number of slots of a Maglev table, a prime up to 131071,
+	// best of at least a hundred times the backends of the largest such service; the
+	// same on all nodes; 0: [DefaultMaglevSize]. A table takes eight bytes a slot. A
+	// service of which a backend gets no slot is os.ErrInvalid.
 	MaglevSize int
 	// MaglevSeed makes tables different between clusters; the same on all nodes.
 	MaglevSeed uint32

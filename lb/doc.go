@@ -26,9 +26,20 @@
 // stands in the flow's entry, and a packet of an established flow costs what one
 // to the backend itself costs. After every change each flow is looked at once: one
 // whose backend the service has lost is ended, or goes to another, and never
-// reaches a stranger who has got its address.
+// reaches a stranger who has got its address. Connected sockets that were translated
+// to it are ended (kernel 6.5).
 //
-// Sockets can be had alone: they need no flow table and no programs on devices.
+// Sockets can be had alone: they need no flow table and no programs on devices. In
+// one client do not mix the two for one service, asking it now by packets, now by
+// sockets: to its backend both are connections between the same two addresses, and
+// what one has left in TIME_WAIT there is in the way of the other.
+//
+// # Limits
+//
+// A socket that is not connected and asks two services with one backend sees both
+// answers come from the one that it asked last. A reset is told to the client with
+// its next packet; one that only listens learns nothing. The port of SCTP is not
+// translated, so two services with one backend can not be asked from one port.
 //
 // # Lifetime
 //
@@ -43,7 +54,7 @@
 //
 // # Needs
 //
-// The tables need Linux 5.10, packets 6.6, sockets 5.18 and [DestroySockets] 6.5,
+// The tables need Linux 5.10, packets 6.6, sockets 5.18 and the end of sockets 6.5,
 // with BTF; root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and CAP_SYS_ADMIN for
 // pins. What a kernel lacks is ebpf.ErrNotSupported, input that can not be used
 // os.ErrInvalid, a frontend of another service os.ErrExist, a full table

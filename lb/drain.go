@@ -6,15 +6,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"time"
+
+	"github.com/godatapath/datapath/internal/invalid"
 )
 
-// drain keeps the backends that a service loses among its members.
-func drain(from, to *compiled) {
+// drain keeps backends among the members of a service that it loses: those that
+// drain already, and by how those that it loses now.
+func drain(from, to *compiled, how Removal) {
 	for k, m := range from.members {
-		if _, stays := to.members[k]; stays {
+		if _, stays := to.members[k]; stays || (State(m.State) != Draining && how.policy() != Drain) {
 			continue
 		}
 		m.State = uint8(Draining)
@@ -47,9 +49,13 @@ func (k *kept) noteDraining(before *kept, now time.Time) {
 // Config.Flows, or that have drained for Config.DrainTimeout. It returns how many
 // it has taken away.
 func (b *Balancer) Sweep() (int, error) {
+	if b.cfg.MaglevSize == 0 {
+		return 0, invalid.Errorf("sweep the backends that drain: the services were opened for reading")
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n := 0
+	var gone []departure
 	var errs []error
 	for name, k := range b.services {
 		over, err := b.drained(k)
@@ -57,20 +63,17 @@ func (b *Balancer) Sweep() (int, error) {
 		if len(over) == 0 {
 			continue
 		}
-		without := *k.rows
-		without.members, without.backends = maps.Clone(k.rows.members), maps.Clone(k.rows.backends)
-		for _, at := range over {
-			delete(without.members, memberKey(k.rows.id, at))
-			delete(without.backends, at)
-		}
-		if err := b.carryOut([]planned{{change{name: name, old: k.rows, new: &without}, k.spec}}); err != nil {
+		applied, err := b.carryOut([]planned{{change{name: name, old: k.rows, new: k.rows.without(over...)}, k.spec}})
+		if err != nil {
 			errs = append(errs, fmt.Errorf("service %q: %w", name, err))
-			continue
 		}
-		n += len(over)
+		if applied {
+			n += len(over)
+			gone = append(gone, departure{spec: k.spec, id: k.rows.id, backends: over, how: Reset})
+		}
 	}
 	if n > 0 {
-		errs = append(errs, b.change.Changed())
+		errs = append(errs, b.settle(gone))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return n, fmt.Errorf("sweep the backends that drain: %w", err)
@@ -78,12 +81,24 @@ func (b *Balancer) Sweep() (int, error) {
 	return n, nil
 }
 
+// shortestDrain is how long a backend drains at least: a flow that has been given
+// to it a moment before may not be in the table yet.
+const shortestDrain = time.Second
+
 // drained are the backends of a service whose draining is over.
 func (b *Balancer) drained(k *kept) (over []netip.AddrPort, err error) {
 	var errs []error
 	for at, since := range k.draining {
-		if b.ids.now().Sub(since) < b.cfg.DrainTimeout {
+		drains := b.ids.now().Sub(since)
+		if drains < shortestDrain {
+			continue
+		}
+		if drains < b.cfg.DrainTimeout {
 			if b.cfg.Flows == nil {
+				continue
+			}
+			if any, err := b.hasPeers(k.rows.id, at); any || err != nil {
+				errs = append(errs, err)
 				continue
 			}
 			flows := 0
@@ -104,6 +119,9 @@ func (b *Balancer) drained(k *kept) (over []netip.AddrPort, err error) {
 // Run sweeps every Config.SweepInterval until ctx ends, and returns the context's
 // error, or what stood against a pass.
 func (b *Balancer) Run(ctx context.Context) error {
+	if b.cfg.MaglevSize == 0 {
+		return invalid.Errorf("sweep the backends that drain: the services were opened for reading")
+	}
 	tick := time.NewTicker(b.cfg.SweepInterval)
 	defer tick.Stop()
 	for {

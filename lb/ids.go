@@ -39,6 +39,13 @@ func (a *ids) adopt(id uint32) bool {
 	return true
 }
 
+// pass has one not be given out again before all others.
+func (a *ids) pass(id uint32) {
+	if a.next <= id {
+		a.next = id + 1
+	}
+}
+
 // take gives out a new one.
 func (a *ids) take() (uint32, error) {
 	for tries := uint64(0); tries <= uint64(len(a.used)+len(a.resting)+1); tries++ {
@@ -61,6 +68,9 @@ func (a *ids) take() (uint32, error) {
 	}
 	return 0, errNoID
 }
+
+// undo ends the use of one that nothing has come to know.
+func (a *ids) undo(id uint32) { delete(a.used, id) }
 
 // giveBack ends the use of one.
 func (a *ids) giveBack(id uint32) {

@@ -185,7 +185,7 @@ func TestMaglevTables(t *testing.T) {
 	defer func() { require.NoError(t, b.Remove()) }()
 	here, away := at(a("10.200.0.1"), 80), at(a("10.200.0.2"), 80)
 	s := Service{
-		Name: "web", Algorithm: Maglev, External: Local,
+		Name: "web", Algorithm: Maglev, Internal: Local, External: Local,
 		Frontends: []Frontend{
 			{Addr: at(a("10.96.0.1"), 80), Protocol: TCP, Type: ClusterIP}, {Addr: at(a("192.0.2.1"), 80), Protocol: UDP, Type: ExternalIP},
 			{Addr: at(a("10.96.0.1"), 81), Protocol: TCP, Type: ClusterIP},
@@ -210,8 +210,8 @@ func TestMaglevTables(t *testing.T) {
 	}
 	one, two := candidate{1, here, 1}, candidate{2, away, 2}
 	require.Equal(t, []MaglevTable{
-		{Frontends: []Frontend{s.Frontends[0], s.Frontends[2]}, Slots: slots(one, two)},
-		{Frontends: []Frontend{s.Frontends[1]}, Slots: slots(one)},
+		{Frontends: []Frontend{s.Frontends[0], s.Frontends[2]}, Slots: slots(one)},
+		{Frontends: []Frontend{s.Frontends[1]}, Slots: slots(one, two)},
 	}, got)
 	for _, id := range []uint32{0, all[0].ID, 99} {
 		_, err = opened.MaglevTables(id)

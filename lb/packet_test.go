@@ -4,6 +4,7 @@ package lb
 
 import (
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -445,7 +446,9 @@ func TestDraining(t *testing.T) {
 	r := newRig(t, Config{})
 	r.bal.cfg.Flows = r.flows
 	c := casts[0]
-	vip, one, two := at(c.vip, 80), at(c.green, 8080), at(c.green, 8081)
+	now := time.Now()
+	r.bal.ids.now = func() time.Time { return now }
+	vip, one, two, three := at(c.vip, 80), at(c.green, 8080), at(c.green, 8081), at(c.green, 8082)
 	states := func() map[netip.AddrPort]State {
 		all, err := r.bal.Services()
 		require.NoError(t, err)
@@ -459,6 +462,13 @@ func TestDraining(t *testing.T) {
 	r.send("from_endpoint", "blue", tcp(at(c.blue, 40000), vip, packet.SYN))
 	require.NoError(t, r.bal.SetService(Service{Name: "web", Frontends: []Frontend{{Addr: vip}}, Backends: []Backend{{Addr: two}}, OnRemove: Drain}))
 	require.Equal(t, map[netip.AddrPort]State{one: Draining, two: Active}, states())
+	// A change that has another policy is about those that it takes away itself.
+	web := Service{Name: "web", Frontends: []Frontend{{Addr: vip}}, Backends: []Backend{{Addr: two}, {Addr: three}}}
+	require.NoError(t, r.bal.SetService(web))
+	_, err := r.bal.RemoveBackend("web", three, Reset)
+	require.NoError(t, err)
+	require.Equal(t, map[netip.AddrPort]State{one: Draining, two: Active}, states())
+	now = now.Add(2 * shortestDrain)
 	n, err := r.bal.Sweep()
 	require.NoError(t, err)
 	require.Zero(t, n)
@@ -474,8 +484,7 @@ func TestDraining(t *testing.T) {
 	// Without a flow table it is a matter of time; one that comes back is as before.
 	r.bal.cfg.Flows = nil
 	require.NoError(t, r.bal.SetService(Service{Name: "web", Frontends: []Frontend{{Addr: vip}}, Backends: []Backend{{Addr: one}}, OnRemove: Drain}))
-	now := time.Now()
-	r.bal.ids.now = func() time.Time { return now }
+	now = now.Add(2 * shortestDrain)
 	n, err = r.bal.Sweep()
 	require.NoError(t, err)
 	require.Zero(t, n)
@@ -483,4 +492,15 @@ func TestDraining(t *testing.T) {
 	n, err = r.bal.Sweep()
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
+
+	// Nobody waits for a flow that is not to end in peace.
+	r.bal.cfg.Flows = r.flows
+	_, err = r.bal.RemoveBackend("web", one, Drain)
+	require.NoError(t, err)
+	require.Equal(t, map[netip.AddrPort]State{one: Draining}, states())
+	_, err = r.bal.RemoveBackend("web", one, Reset)
+	require.NoError(t, err)
+	require.Empty(t, states())
+	_, err = r.bal.RemoveBackend("web", one, Reset)
+	require.ErrorIs(t, err, os.ErrNotExist)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -42,50 +43,111 @@ func (b *Balancer) RemoveBackend(service string, backend netip.AddrPort, how Rem
 	if k == nil {
 		return fail(Touched{}, fmt.Errorf("the service: %w", os.ErrNotExist))
 	}
-	s := k.spec.clone()
-	s.Backends = slices.DeleteFunc(s.Backends, func(x Backend) bool { return x.Addr == backend })
-	if len(s.Backends) == len(k.spec.Backends) {
-		return fail(Touched{}, fmt.Errorf("the backend: %w", os.ErrNotExist))
-	}
-	onRemove := s.OnRemove
-	s.OnRemove = how
-	c, err := b.changeTo(s, nil)
+	p, err := b.without(k, backend, how)
 	if err != nil {
 		return fail(Touched{}, err)
 	}
-	s.OnRemove = onRemove
-	c.new.info = infoOf(s)
-	if err := b.carryOut([]planned{{*c, s}}); err != nil {
+	applied, err := b.carryOut([]planned{p})
+	if !applied {
 		return fail(Touched{}, err)
 	}
-	if err := b.change.Changed(); err != nil {
-		return fail(Touched{}, err)
-	}
-	done, err := b.leave(k.spec, c.new.id, []netip.AddrPort{backend}, how)
-	if err != nil {
+	err = errors.Join(err, b.change.Changed())
+	done, e := b.leave(departure{spec: k.spec, id: k.rows.id, backends: []netip.AddrPort{backend}, how: how})
+	if err = errors.Join(err, e); err != nil {
 		return fail(done, err)
 	}
 	return done, nil
 }
 
+// without plans what takes a backend away. One that drains already can be taken
+// away in another manner.
+func (b *Balancer) without(k *kept, backend netip.AddrPort, how Removal) (planned, error) {
+	s := k.spec.clone()
+	s.Backends = slices.DeleteFunc(s.Backends, func(x Backend) bool { return x.Addr == backend })
+	if _, drains := k.draining[backend]; drains && len(s.Backends) == len(k.spec.Backends) {
+		rest := k.rows.without(backend)
+		if how.policy() == Drain {
+			rest = k.rows
+		}
+		return planned{change{name: s.Name, old: k.rows, new: rest}, k.spec}, nil
+	}
+	if len(s.Backends) == len(k.spec.Backends) {
+		return planned{}, fmt.Errorf("the backend: %w", os.ErrNotExist)
+	}
+	onRemove := s.OnRemove
+	s.OnRemove = how
+	c, err := b.changeTo(s, nil)
+	if err != nil {
+		return planned{}, err
+	}
+	s.OnRemove = onRemove
+	c.new.info = infoOf(s)
+	return planned{*c, s}, nil
+}
+
+// without are the rows without a backend that is in no set.
+func (c *compiled) without(backends ...netip.AddrPort) *compiled {
+	out := *c
+	out.members, out.backends = maps.Clone(c.members), maps.Clone(c.backends)
+	for _, at := range backends {
+		delete(out.members, memberKey(c.id, at))
+		delete(out.backends, at)
+	}
+	return &out
+}
+
+// departure is what a change takes away from a service.
+type departure struct {
+	spec     Service // as it was
+	id       uint32
+	backends []netip.AddrPort
+	how      Removal
+}
+
+// departures are those of changes that are about to be carried out.
+func (b *Balancer) departures(plan ...planned) (all []departure) {
+	for _, p := range plan {
+		old := b.services[p.name]
+		if old == nil {
+			continue
+		}
+		d := departure{spec: old.spec, id: old.rows.id, how: p.spec.OnRemove}
+		if p.new == nil {
+			// Nothing stays for which a flow could be drained.
+			if d.how = old.spec.OnRemove; d.how.policy() == Drain {
+				d.how = Reset | d.how&DestroySockets
+			}
+		}
+		for at := range old.rows.backends {
+			if p.new == nil {
+				d.backends = append(d.backends, at)
+			} else if _, stays := p.new.backends[at]; !stays {
+				d.backends = append(d.backends, at)
+			}
+		}
+		if len(d.backends) > 0 && (d.how.policy() == Purge || d.how.endsSockets() && len(b.sockets) > 0) {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
 // leave does with flows and sockets what a removal says, once no new ones come.
-func (b *Balancer) leave(s Service, id uint32, backends []netip.AddrPort, how Removal) (done Touched, err error) {
+func (b *Balancer) leave(d departure) (done Touched, err error) {
 	var errs []error
-	for _, backend := range backends {
-		for _, f := range s.Frontends {
+	for _, backend := range d.backends {
+		for _, f := range d.spec.Frontends {
 			if b.cfg.Flows != nil {
-				n, err := b.flowsOf(f, backend, how)
+				n, err := b.flowsOf(f, backend, d.how)
 				done.Flows += n
 				errs = append(errs, err)
 			}
 		}
-		if how&DestroySockets != 0 {
-			for _, p := range []Protocol{TCP, UDP} {
-				for _, sockets := range b.sockets {
-					n, err := sockets.end(b.tables, id, backend, p)
-					done.Sockets += n
-					errs = append(errs, err)
-				}
+		if d.how.endsSockets() && len(b.sockets) > 0 {
+			n, err := b.endSockets(d.id, backend)
+			done.Sockets += n
+			if d.how&DestroySockets != 0 || !errors.Is(err, ebpf.ErrNotSupported) {
+				errs = append(errs, err)
 			}
 		}
 	}
@@ -103,20 +165,43 @@ func (b *Balancer) flowsOf(f Frontend, backend netip.AddrPort, how Removal) (int
 	return b.cfg.Flows.CountTranslated(uint8(f.Protocol), at, backend)
 }
 
-// end ends the connected sockets, in the namespaces that this is told of, that
-// are connected to a service and talk to a backend.
-func (s *Sockets) end(t *tables, service uint32, backend netip.AddrPort, p Protocol) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.links == nil {
-		return 0, nil
+// endSockets ends the connected sockets that were connected to a service and talk
+// to a backend of it, in the namespaces that AttachSockets was told of.
+func (b *Balancer) endSockets(service uint32, backend netip.AddrPort) (ended int, err error) {
+	any, err := b.hasPeers(service, backend)
+	if err != nil || !any {
+		return 0, err
 	}
-	fail := func(err error) (int, error) {
-		return 0, fmt.Errorf("end the %s sockets that talk to %s: %w", p, backend, err)
+	var errs []error
+	for _, p := range []Protocol{TCP, UDP} {
+		n, err := b.endSocketsOf(service, backend, p)
+		if err != nil {
+			err = fmt.Errorf("end the %s sockets that talk to %s: %w", p, backend, err)
+		}
+		ended, errs = ended+n, append(errs, err)
 	}
+	return ended, errors.Join(errs...)
+}
+
+// hasPeers tells whether a connected socket is remembered that talks to a backend
+// of a service.
+func (b *Balancer) hasPeers(service uint32, backend netip.AddrPort) (bool, error) {
+	addr, port := wire.Addr(backend.Addr()), wire.Port(backend.Port())
+	for e, err := range b.tables.peers.All() {
+		if err != nil {
+			return false, fmt.Errorf("look for sockets: %w", err)
+		}
+		if e.Value.Service == service && e.Value.Backend == addr && e.Value.BackendPort == port {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (b *Balancer) endSocketsOf(service uint32, backend netip.AddrPort, p Protocol) (int, error) {
 	spec, err := bpf.LoadDestroy()
 	if err != nil {
-		return fail(fmt.Errorf("read the object: %w", err))
+		return 0, fmt.Errorf("read the object: %w", err)
 	}
 	name := map[Protocol]string{TCP: "end_tcp", UDP: "end_udp"}[p]
 	for other := range spec.Programs {
@@ -124,23 +209,35 @@ func (s *Sockets) end(t *tables, service uint32, backend netip.AddrPort, p Proto
 			delete(spec.Programs, other)
 		}
 	}
-	peers := t.sockets.EBPF()
+	peers := b.tables.peers.EBPF()
 	spec.Maps[bpf.TableMapSocketPeers].MaxEntries = peers.MaxEntries()
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{bpf.TableMapSocketPeers: peers}})
 	if err != nil {
-		return fail(fmt.Errorf("load the program (kernel 6.5): %w", err))
+		return 0, fmt.Errorf("load the program (kernel 6.5): %w", err)
 	}
 	defer coll.Close()
 	requests := coll.Maps[bpf.TableMapSocketRequests]
 	want := bpf.TableSocketRequest{Addr: wire.Addr(backend.Addr()), Port: wire.Port(backend.Port()), Protocol: uint8(p), Service: service}
 	if err := requests.Put(uint32(0), want); err != nil {
-		return fail(err)
+		return 0, err
 	}
 	it, err := link.AttachIter(link.IterOptions{Program: coll.Programs[name]})
 	if err != nil {
-		return fail(err)
+		return 0, err
 	}
 	defer it.Close()
+	var errs []error
+	for _, s := range b.sockets {
+		errs = append(errs, s.walk(it))
+	}
+	if err := requests.Lookup(uint32(0), &want); err != nil {
+		errs = append(errs, err)
+	}
+	return int(want.Ended), errors.Join(errs...)
+}
+
+// walk runs an iterator over sockets in the namespaces that s was told of.
+func (s *Sockets) walk(it *link.Iter) error {
 	namespaces := []programs.Namespace{s.cfg.Namespace}
 	if s.cfg.Namespaces != nil {
 		namespaces = s.cfg.Namespaces()
@@ -157,14 +254,7 @@ func (s *Sockets) end(t *tables, service uint32, backend netip.AddrPort, p Proto
 			return err
 		}))
 	}
-	if err := requests.Lookup(uint32(0), &want); err != nil {
-		return fail(err)
-	}
-	if err := errors.Join(errs...); err != nil {
-		_, err = fail(err)
-		return int(want.Ended), err
-	}
-	return int(want.Ended), nil
+	return errors.Join(errs...)
 }
 
 func inNamespace(ns programs.Namespace, fn func() error) error {

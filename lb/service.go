@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,7 +74,8 @@ func (t FrontendType) String() string {
 	}
 }
 
-// ownsAddress tells whether nothing but services is at such an address.
+// ownsAddress tells whether nothing but services is at such an address, unless it
+// is the node's.
 func (t FrontendType) ownsAddress() bool { return t != NodePort && t != HostPort }
 
 // Frontend is where clients reach a service.
@@ -173,8 +175,10 @@ const (
 	Drop
 )
 
-// Removal says what becomes of the flows of a backend that is removed. They can
-// be joined with [DestroySockets] by or.
+// Removal says what becomes of the flows of a backend that is removed. With Reset
+// and Purge, connected sockets that [Balancer.AttachSockets] has translated to it
+// are ended too (kernel 6.5), for their packets show nothing of the service. They
+// can be joined with [DestroySockets] by or.
 type Removal uint8
 
 const (
@@ -186,12 +190,15 @@ const (
 	Drain
 	// Purge forgets them: the next packet of each is that of a new flow.
 	Purge
-	// DestroySockets ends the connected sockets too that were connected to the
-	// service and talk to the backend.
+	// DestroySockets ends these sockets with any policy, and it is an error if the
+	// kernel can not.
 	DestroySockets Removal = 1 << 7
 )
 
 func (r Removal) policy() Removal { return r &^ DestroySockets }
+
+// endsSockets tells whether connected sockets end with the backend.
+func (r Removal) endsSockets() bool { return r&DestroySockets != 0 || r.policy() != Drain }
 
 // Service is a set of frontends that lead to a set of backends.
 type Service struct {
@@ -203,15 +210,19 @@ type Service struct {
 	// whole seconds up to a day, counted from its last new flow; 0: it does not.
 	// A client is its address, and for translated sockets the network namespace.
 	Affinity time.Duration
-	// External is for all frontends but those of type ClusterIP, Internal for
-	// those.
+	// Internal is for the frontends of type ClusterIP. External is for the others,
+	// and for clients from outside only: who asks there from inside, an endpoint or
+	// a socket of the node, is not outside, and reaches all backends.
 	External, Internal Policy
 	// SourceRanges are the clients that are served, or with DenySources those that
-	// are not. Empty: all are. They do not concern frontends of type ClusterIP.
+	// are not, of the family of the frontends. Empty: all are. They do not concern
+	// frontends of type ClusterIP.
 	SourceRanges []netip.Prefix
 	DenySources  bool
 	NoBackend    NoBackend
-	// OnRemove is for backends that a SetService or Sync leaves out.
+	// OnRemove is for backends that a SetService or Sync leaves out, and for all of
+	// them when the service goes. Then Drain is Reset: without its frontends no
+	// flow can go on.
 	OnRemove Removal
 }
 
@@ -232,6 +243,9 @@ func (s Service) check(cfg Config) (Service, error) {
 	if s.Name == "" || len(s.Name) > maxName {
 		return fail("its name has %d bytes, want 1 to %d", len(s.Name), maxName)
 	}
+	if strings.ContainsRune(s.Name, 0) {
+		return fail("its name has a zero byte")
+	}
 	if len(s.Frontends) == 0 {
 		return fail("it has no frontend")
 	}
@@ -243,6 +257,9 @@ func (s Service) check(cfg Config) (Service, error) {
 		f, err := f.check()
 		if err != nil {
 			return fail("frontend %s: %w", f, err)
+		}
+		if slices.Contains(cfg.Hairpin, f.Addr.Addr()) {
+			return fail("frontend %s: it is at the address of Config.Hairpin", f)
 		}
 		if f.Addr.Addr().Is4() != is4 {
 			return fail("frontend %s: the families are mixed, and there is no translation between them: make a service for each", f)
@@ -262,6 +279,9 @@ func (s Service) check(cfg Config) (Service, error) {
 		return fail("%d backends, want up to %d", len(s.Backends), maxBackends)
 	}
 	s.Backends = slices.Clone(s.Backends)
+	if len(s.Backends) == 0 {
+		s.Backends = nil
+	}
 	at := map[netip.AddrPort]bool{}
 	for i, b := range s.Backends {
 		b, err := b.check()
@@ -271,6 +291,8 @@ func (s Service) check(cfg Config) (Service, error) {
 		switch {
 		case b.Addr.Addr().Is4() != is4:
 			return fail("backend %s: it is not of the frontends' family, and there is no translation between them", b.Addr)
+		case slices.Contains(cfg.Hairpin, b.Addr.Addr()):
+			return fail("backend %s: it is at the address of Config.Hairpin", b.Addr)
 		case at[b.Addr]:
 			return fail("backend %s: it comes twice", b.Addr)
 		case sctp != 0 && b.Addr.Port() != sctp:
@@ -302,6 +324,9 @@ func (s Service) check(cfg Config) (Service, error) {
 		p, err := wire.CheckPrefix(p)
 		if err != nil {
 			return fail("source range: %w", err)
+		}
+		if p.Addr().Is4() != is4 {
+			return fail("source range %s: it is not of the frontends' family", p)
 		}
 		s.SourceRanges[i] = p
 	}
@@ -370,8 +395,8 @@ func (b Backend) check() (Backend, error) {
 		return b, fmt.Errorf("its state is %s, want Active to Maintenance", b.State)
 	case b.Weight < 0 || b.Weight > maxWeight:
 		return b, fmt.Errorf("its weight is %d, want 1 to %d, or 0 for 1", b.Weight, maxWeight)
-	case len(b.Zone) > maxZone:
-		return b, fmt.Errorf("its zone has %d bytes, want up to %d", len(b.Zone), maxZone)
+	case len(b.Zone) > maxZone || strings.ContainsRune(b.Zone, 0):
+		return b, fmt.Errorf("its zone has %d bytes, want up to %d, and none of them zero", len(b.Zone), maxZone)
 	}
 	if b.Node != (netip.Addr{}) {
 		if b.Node, err = wire.CheckAddr(b.Node); err != nil {

@@ -58,6 +58,7 @@ type Sockets struct {
 	mu    sync.Mutex
 	links []link.Link
 	pins  []string
+	of    *Balancer
 }
 
 // The system calls, with the names of the programs.
@@ -70,6 +71,7 @@ var calls = []struct {
 	{"recvmsg4", ebpf.AttachCGroupUDP4Recvmsg}, {"recvmsg6", ebpf.AttachCGroupUDP6Recvmsg},
 	{"getpeername4", ebpf.AttachCgroupInet4GetPeername}, {"getpeername6", ebpf.AttachCgroupInet6GetPeername},
 	{"bind4", ebpf.AttachCGroupInet4Bind}, {"bind6", ebpf.AttachCGroupInet6Bind},
+	{"sock_release", ebpf.AttachCgroupInetSockRelease},
 }
 
 // AttachSockets makes sockets of a cgroup talk to backends where they ask for
@@ -120,7 +122,7 @@ func (b *Balancer) AttachSockets(cfg SocketConfig) (_ *Sockets, err error) {
 		}
 		u.Push(takeBack)
 	}
-	s := &Sockets{cfg: cfg}
+	s := &Sockets{cfg: cfg, of: b}
 	for _, c := range calls {
 		pin := ""
 		if dir != "" {
@@ -141,6 +143,13 @@ func (b *Balancer) AttachSockets(cfg SocketConfig) (_ *Sockets, err error) {
 	defer b.mu.Unlock()
 	b.sockets = append(b.sockets, s)
 	return s, nil
+}
+
+// forget leaves the sockets of s alone from now on.
+func (b *Balancer) forget(s *Sockets) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sockets = slices.DeleteFunc(b.sockets, func(o *Sockets) bool { return o == s })
 }
 
 func (b *Balancer) loadSockets(settings map[string]any) (*ebpf.Collection, error) {
@@ -180,7 +189,14 @@ func attachSocket(cgroup string, p *ebpf.Program, kind ebpf.AttachType, pin stri
 	if pin != "" {
 		l, err := link.LoadPinnedLink(pin, nil)
 		if err == nil {
-			if err = l.Update(p); err == nil {
+			var here bool
+			if here, err = isAttachedTo(l, cgroup); err == nil && !here {
+				return nil, false, errors.Join(invalid.Errorf("the programs at %s are attached to another cgroup: take them away there first (Sockets.Remove)", pin), l.Close())
+			}
+			if err == nil {
+				err = l.Update(p)
+			}
+			if err == nil {
 				return l, false, nil
 			}
 			err = errors.Join(err, l.Close())
@@ -205,6 +221,27 @@ func attachSocket(cgroup string, p *ebpf.Program, kind ebpf.AttachType, pin stri
 	return l, true, nil
 }
 
+// isAttachedTo tells whether an attachment is to the cgroup of a folder: its number
+// is that of the folder's inode. One whose cgroup is gone is unix.ENOLINK.
+func isAttachedTo(l link.Link, cgroup string) (bool, error) {
+	info, err := l.Info()
+	if err != nil {
+		return false, err
+	}
+	at := info.Cgroup()
+	if at == nil {
+		return false, errors.New("it is no attachment to a cgroup")
+	}
+	if at.CgroupId == 0 {
+		return false, unix.ENOLINK
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(cgroup, &st); err != nil {
+		return false, err
+	}
+	return at.CgroupId == st.Ino, nil
+}
+
 func endLink(l link.Link, pin string) error {
 	var errs []error
 	if pin != "" {
@@ -221,6 +258,7 @@ func endLink(l link.Link, pin string) error {
 // Close drops our handles: what is pinned goes on, what is not ends. Connected
 // sockets keep their backends. Idempotent.
 func (s *Sockets) Close() error {
+	s.of.forget(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
@@ -232,6 +270,7 @@ func (s *Sockets) Close() error {
 
 // Remove takes the programs off the cgroup, with their pins, and closes.
 func (s *Sockets) Remove() error {
+	s.of.forget(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error

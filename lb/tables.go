@@ -17,7 +17,7 @@ import (
 
 // schema is raised when an entry that was written before must not be read as it
 // is.
-const schema = 1
+const schema = 2
 
 // tables are those of the services, in the order in which they are written.
 type tables struct {
@@ -29,8 +29,10 @@ type tables struct {
 	infos      *maps.Map[uint32, bpf.TableServiceInfo]
 	frontends  *maps.Map[bpf.TableFrontendKey, bpf.TableFrontend]
 	affinities *maps.Map[bpf.TableAffinityKey, bpf.TableAffinity]
-	sockets    *maps.Map[bpf.TableSocketKey, bpf.TableSocketPeer]
+	peers      *maps.Map[uint64, bpf.TableSocketPeer] // by the cookies of connected sockets
+	targets    *maps.Map[bpf.TableSocketKey, bpf.TableSocketTarget]
 	events     *maps.Map[uint32, []uint64]
+	adopted    bool // of an earlier process
 }
 
 // makeTables makes them, or adopts the pinned ones.
@@ -53,8 +55,10 @@ func makeTables(cfg Config) (_ *tables, err error) {
 	t.infos = table[uint32, bpf.TableServiceInfo](&m, bpf.TableMapServiceInfos, cfg.Frontends)
 	t.frontends = table[bpf.TableFrontendKey, bpf.TableFrontend](&m, bpf.TableMapFrontends, 2*cfg.Frontends)
 	t.affinities = table[bpf.TableAffinityKey, bpf.TableAffinity](&m, bpf.TableMapAffinities, cfg.Clients)
-	t.sockets = table[bpf.TableSocketKey, bpf.TableSocketPeer](&m, bpf.TableMapSocketPeers, cfg.Sockets)
+	t.peers = table[uint64, bpf.TableSocketPeer](&m, bpf.TableMapSocketPeers, cfg.Sockets)
+	t.targets = table[bpf.TableSocketKey, bpf.TableSocketTarget](&m, bpf.TableMapSocketTargets, cfg.Sockets)
 	t.events = table[uint32, []uint64](&m, bpf.TableMapSocketEvents, 0)
+	t.adopted = m.adopted
 	return t, m.err
 }
 
@@ -64,6 +68,8 @@ type maker struct {
 	cfg  maps.Config
 	u    *undo.Stack
 	err  error
+	// adopted tells whether one of them was pinned already.
+	adopted bool
 }
 
 func table[K, V any](m *maker, name string, entries int) *maps.Map[K, V] {
@@ -87,6 +93,8 @@ func table[K, V any](m *maker, name string, entries int) *maps.Map[K, V] {
 	m.u.Push(t.Close)
 	if isNew {
 		m.u.Push(t.Unpin)
+	} else {
+		m.adopted = true
 	}
 	return t
 }
@@ -109,7 +117,8 @@ func openTables(pins string) (_ *tables, err error) {
 	t.infos = open[uint32, bpf.TableServiceInfo](&o, bpf.TableMapServiceInfos)
 	t.frontends = open[bpf.TableFrontendKey, bpf.TableFrontend](&o, bpf.TableMapFrontends)
 	t.affinities = open[bpf.TableAffinityKey, bpf.TableAffinity](&o, bpf.TableMapAffinities)
-	t.sockets = open[bpf.TableSocketKey, bpf.TableSocketPeer](&o, bpf.TableMapSocketPeers)
+	t.peers = open[uint64, bpf.TableSocketPeer](&o, bpf.TableMapSocketPeers)
+	t.targets = open[bpf.TableSocketKey, bpf.TableSocketTarget](&o, bpf.TableMapSocketTargets)
 	t.events = open[uint32, []uint64](&o, bpf.TableMapSocketEvents)
 	return t, o.err
 }
@@ -140,12 +149,12 @@ func open[K, V any](o *opener, name string) *maps.Map[K, V] {
 }
 
 func (t *tables) close() error {
-	return errors.Join(t.events.Close(), t.sockets.Close(), t.affinities.Close(), t.frontends.Close(), t.infos.Close(),
+	return errors.Join(t.events.Close(), t.targets.Close(), t.peers.Close(), t.affinities.Close(), t.frontends.Close(), t.infos.Close(),
 		t.maglevs.Close(), t.slots.Close(), t.ranges.Close(), t.members.Close(), t.backends.Close())
 }
 
 func (t *tables) remove() error {
-	return errors.Join(t.events.Remove(), t.sockets.Remove(), t.affinities.Remove(), t.frontends.Remove(), t.infos.Remove(),
+	return errors.Join(t.events.Remove(), t.targets.Remove(), t.peers.Remove(), t.affinities.Remove(), t.frontends.Remove(), t.infos.Remove(),
 		t.maglevs.Remove(), t.slots.Remove(), t.ranges.Remove(), t.members.Remove(), t.backends.Remove())
 }
 
@@ -155,6 +164,6 @@ func (t *tables) ebpf() map[string]*ebpf.Map {
 		bpf.TableMapBackends: t.backends.EBPF(), bpf.TableMapServiceMembers: t.members.EBPF(), bpf.TableMapSourceRanges: t.ranges.EBPF(),
 		bpf.TableMapServiceSlots: t.slots.EBPF(), bpf.TableMapMaglev: t.maglevs.EBPF(), bpf.TableMapServiceInfos: t.infos.EBPF(),
 		bpf.TableMapFrontends: t.frontends.EBPF(), bpf.TableMapAffinities: t.affinities.EBPF(),
-		bpf.TableMapSocketPeers: t.sockets.EBPF(), bpf.TableMapSocketEvents: t.events.EBPF(),
+		bpf.TableMapSocketPeers: t.peers.EBPF(), bpf.TableMapSocketTargets: t.targets.EBPF(), bpf.TableMapSocketEvents: t.events.EBPF(),
 	}
 }

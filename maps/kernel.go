@@ -53,7 +53,11 @@ func batch(cmd uintptr, em *ebpf.Map, in, out []byte, keys, values unsafe.Pointe
 	case unix.EFAULT:
 		return 0, errno // the count was not written
 	default:
-		return int(attr.count), errno
+		n := int(attr.count)
+		if (cmd == unix.BPF_MAP_UPDATE_BATCH || cmd == unix.BPF_MAP_DELETE_BATCH) && n >= count {
+			n = 0 // it was refused before it began (a frozen map), and the count is still ours
+		}
+		return n, errno
 	}
 }
 

@@ -201,4 +201,17 @@ func TestSyncDoesNotWriteWhatIsRight(t *testing.T) {
 	want[keyOf(3)] = valueOf(99)
 	_, err = m.Sync(maps.All(want))
 	require.ErrorIs(t, err, unix.EPERM)
+	// What is refused before it begins has done nothing, and that is what is said.
+	for _, many := range []int{1, 5, 10} {
+		var keys []key
+		for i := range many {
+			keys = append(keys, keyOf(i))
+		}
+		n, err := m.DeleteAll(keys)
+		require.ErrorIs(t, err, unix.EPERM)
+		assert.Zero(t, n)
+		n, err = m.SetAll(entries(many, keyOf, valueOf))
+		require.ErrorIs(t, err, unix.EPERM)
+		assert.Zero(t, n)
+	}
 }

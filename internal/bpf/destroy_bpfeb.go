@@ -35,6 +35,7 @@ const (
 	DestroyMapSocketEvents      = "socket_events"
 	DestroyMapSocketPeers       = "socket_peers"
 	DestroyMapSocketRequests    = "socket_requests"
+	DestroyMapSocketTargets     = "socket_targets"
 	DestroyMapSourceRanges      = "source_ranges"
 	DestroyProgEndTcp           = "end_tcp"
 	DestroyProgEndUdp           = "end_udp"
@@ -111,6 +112,7 @@ type DestroyMapSpecs struct {
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.MapSpec `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -161,6 +163,7 @@ type DestroyMaps struct {
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.Map `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -185,6 +188,7 @@ func (m *DestroyMaps) Close() error {
 		m.SocketEvents,
 		m.SocketPeers,
 		m.SocketRequests,
+		m.SocketTargets,
 		m.SourceRanges,
 	)
 }

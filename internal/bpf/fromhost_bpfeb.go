@@ -37,6 +37,7 @@ const (
 	FromHostMapSocketEvents       = "socket_events"
 	FromHostMapSocketPeers        = "socket_peers"
 	FromHostMapSocketRequests     = "socket_requests"
+	FromHostMapSocketTargets      = "socket_targets"
 	FromHostMapSourceRanges       = "source_ranges"
 	FromHostProgFromHost          = "from_host"
 	FromHostVarFlowRingHead       = "flow_ring_head"
@@ -133,6 +134,7 @@ type FromHostMapSpecs struct {
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.MapSpec `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -205,6 +207,7 @@ type FromHostMaps struct {
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.Map `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -231,6 +234,7 @@ func (m *FromHostMaps) Close() error {
 		m.SocketEvents,
 		m.SocketPeers,
 		m.SocketRequests,
+		m.SocketTargets,
 		m.SourceRanges,
 	)
 }

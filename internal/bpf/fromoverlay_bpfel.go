@@ -37,6 +37,7 @@ const (
 	FromOverlayMapSocketEvents       = "socket_events"
 	FromOverlayMapSocketPeers        = "socket_peers"
 	FromOverlayMapSocketRequests     = "socket_requests"
+	FromOverlayMapSocketTargets      = "socket_targets"
 	FromOverlayMapSourceRanges       = "source_ranges"
 	FromOverlayProgFromOverlay       = "from_overlay"
 	FromOverlayVarFlowRingHead       = "flow_ring_head"
@@ -133,6 +134,7 @@ type FromOverlayMapSpecs struct {
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.MapSpec `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -205,6 +207,7 @@ type FromOverlayMaps struct {
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.Map `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -231,6 +234,7 @@ func (m *FromOverlayMaps) Close() error {
 		m.SocketEvents,
 		m.SocketPeers,
 		m.SocketRequests,
+		m.SocketTargets,
 		m.SourceRanges,
 	)
 }

@@ -37,6 +37,7 @@ const (
 	FromUnderlayMapSocketEvents       = "socket_events"
 	FromUnderlayMapSocketPeers        = "socket_peers"
 	FromUnderlayMapSocketRequests     = "socket_requests"
+	FromUnderlayMapSocketTargets      = "socket_targets"
 	FromUnderlayMapSourceRanges       = "source_ranges"
 	FromUnderlayProgFromUnderlay      = "from_underlay"
 	FromUnderlayVarFlowRingHead       = "flow_ring_head"
@@ -133,6 +134,7 @@ type FromUnderlayMapSpecs struct {
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.MapSpec `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -205,6 +207,7 @@ type FromUnderlayMaps struct {
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.Map `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -231,6 +234,7 @@ func (m *FromUnderlayMaps) Close() error {
 		m.SocketEvents,
 		m.SocketPeers,
 		m.SocketRequests,
+		m.SocketTargets,
 		m.SourceRanges,
 	)
 }

@@ -36,6 +36,7 @@ const (
 	SocketMapSocketEvents       = "socket_events"
 	SocketMapSocketPeers        = "socket_peers"
 	SocketMapSocketRequests     = "socket_requests"
+	SocketMapSocketTargets      = "socket_targets"
 	SocketMapSourceRanges       = "source_ranges"
 	SocketProgBind4             = "bind4"
 	SocketProgBind6             = "bind6"
@@ -47,6 +48,7 @@ const (
 	SocketProgRecvmsg6          = "recvmsg6"
 	SocketProgSendmsg4          = "sendmsg4"
 	SocketProgSendmsg6          = "sendmsg6"
+	SocketProgSockRelease       = "sock_release"
 	SocketVarFlowRingHead       = "flow_ring_head"
 	SocketVarFragmentTimeout    = "fragment_timeout"
 	SocketVarGatewayIpv4        = "gateway_ipv4"
@@ -123,6 +125,7 @@ type SocketProgramSpecs struct {
 	Recvmsg6     *ebpf.ProgramSpec `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.ProgramSpec `ebpf:"sendmsg4"`
 	Sendmsg6     *ebpf.ProgramSpec `ebpf:"sendmsg6"`
+	SockRelease  *ebpf.ProgramSpec `ebpf:"sock_release"`
 }
 
 // SocketMapSpecs contains maps before they are loaded into the kernel.
@@ -149,6 +152,7 @@ type SocketMapSpecs struct {
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.MapSpec `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -220,6 +224,7 @@ type SocketMaps struct {
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.Map `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -245,6 +250,7 @@ func (m *SocketMaps) Close() error {
 		m.SocketEvents,
 		m.SocketPeers,
 		m.SocketRequests,
+		m.SocketTargets,
 		m.SourceRanges,
 	)
 }
@@ -291,6 +297,7 @@ type SocketPrograms struct {
 	Recvmsg6     *ebpf.Program `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.Program `ebpf:"sendmsg4"`
 	Sendmsg6     *ebpf.Program `ebpf:"sendmsg6"`
+	SockRelease  *ebpf.Program `ebpf:"sock_release"`
 }
 
 func (p *SocketPrograms) Close() error {
@@ -305,6 +312,7 @@ func (p *SocketPrograms) Close() error {
 		p.Recvmsg6,
 		p.Sendmsg4,
 		p.Sendmsg6,
+		p.SockRelease,
 	)
 }
 

@@ -48,6 +48,7 @@ type TableAffinityKind uint32
 const (
 	TableAffinityKindAFFINITY_ADDRESS TableAffinityKind = 1
 	TableAffinityKindAFFINITY_COOKIE  TableAffinityKind = 2
+	TableAffinityKindAFFINITY_LOCAL   TableAffinityKind = 4
 )
 
 type TableBackend struct {
@@ -242,6 +243,8 @@ const (
 	TableFrontendFlagFRONTEND_RANGES TableFrontendFlag = 4
 	TableFrontendFlagFRONTEND_DENY   TableFrontendFlag = 8
 	TableFrontendFlagFRONTEND_OWNED  TableFrontendFlag = 16
+	TableFrontendFlagFRONTEND_LOCAL  TableFrontendFlag = 32
+	TableFrontendFlagFRONTEND_LAST   TableFrontendFlag = 64
 )
 
 type TableFrontendKey struct {
@@ -417,18 +420,20 @@ const (
 type TableSocketKey struct {
 	_        structs.HostLayout
 	Cookie   uint64
-	Addr     TableAddress
+	Backend  TableAddress
 	Port     uint16
-	Protocol uint8
-	Reserved [5]uint8
+	Reserved [6]uint8
 }
 
 type TableSocketPeer struct {
-	_        structs.HostLayout
-	Addr     TableAddress
-	Port     uint16
-	Reserved uint16
-	Service  uint32
+	_           structs.HostLayout
+	Addr        TableAddress
+	Backend     TableAddress
+	Port        uint16
+	BackendPort uint16
+	Service     uint32
+	Protocol    uint8
+	Reserved    [3]uint8
 }
 
 type TableSocketRequest struct {
@@ -441,10 +446,17 @@ type TableSocketRequest struct {
 	Ended    uint32
 }
 
+type TableSocketTarget struct {
+	_        structs.HostLayout
+	Addr     TableAddress
+	Port     uint16
+	Reserved uint16
+}
+
 type TableSourceRangeKey struct {
 	_         structs.HostLayout
 	Prefixlen uint32
-	Service   uint32
+	Set       uint32
 	Addr      TableAddress
 }
 
@@ -489,6 +501,7 @@ const (
 	TableMapSocketEvents      = "socket_events"
 	TableMapSocketPeers       = "socket_peers"
 	TableMapSocketRequests    = "socket_requests"
+	TableMapSocketTargets     = "socket_targets"
 	TableMapSourceRanges      = "source_ranges"
 	TableVarActionNames       = "action_names"
 	TableVarAffinityKindNames = "affinity_kind_names"
@@ -579,6 +592,7 @@ type TableMapSpecs struct {
 	SocketEvents      *ebpf.MapSpec `ebpf:"socket_events"`
 	SocketPeers       *ebpf.MapSpec `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.MapSpec `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 }
 
@@ -647,6 +661,7 @@ type TableMaps struct {
 	SocketEvents      *ebpf.Map `ebpf:"socket_events"`
 	SocketPeers       *ebpf.Map `ebpf:"socket_peers"`
 	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
+	SocketTargets     *ebpf.Map `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 }
 
@@ -671,6 +686,7 @@ func (m *TableMaps) Close() error {
 		m.SocketEvents,
 		m.SocketPeers,
 		m.SocketRequests,
+		m.SocketTargets,
 		m.SourceRanges,
 	)
 }

@@ -46,44 +46,44 @@ extern int bpf_sock_destroy(struct sock_common *sk) SEC_KSYMS;
 /* Of TCP and of a connected datagram socket; TIME_WAIT and openings have no program behind them. */
 #define STATE_ESTABLISHED 1
 #define STATE_SYN_SENT 2
+#define STATE_FIN_WAIT1 4
+#define STATE_FIN_WAIT2 5
 #define STATE_CLOSE_WAIT 8
 
-static __always_inline int is_connected(struct sock_common *sk)
+/* What is remembered of a socket may be of an earlier connection of it. */
+static __always_inline int is_connected_to(struct sock_common *sk, const struct address *addr, __be16 port)
 {
 	__u8 state = sk->skc_state;
+	struct address to = {};
 
-	return state == STATE_ESTABLISHED || state == STATE_SYN_SENT || state == STATE_CLOSE_WAIT;
-}
-
-static __always_inline void end(struct sock_common *sk, __u8 protocol)
-{
-	struct socket_request *want;
-	struct socket_peer *peer;
-	struct socket_key key = {};
-	__u32 zero = 0;
-
-	want = bpf_map_lookup_elem(&socket_requests, &zero);
-	if (!want || want->protocol != protocol || !is_connected(sk) || sk->skc_dport != want->port)
-		return;
+	if (state != STATE_ESTABLISHED && state != STATE_SYN_SENT && state != STATE_FIN_WAIT1 && state != STATE_FIN_WAIT2 &&
+	    state != STATE_CLOSE_WAIT)
+		return 0;
 	if (sk->skc_family == AF_INET) {
-		address_from_ipv4(&key.addr, sk->skc_daddr);
+		address_from_ipv4(&to, sk->skc_daddr);
 	} else if (sk->skc_family == AF_INET6) {
-		__u32 *w = address_words(&key.addr);
+		__u32 *w = address_words(&to);
 
 		w[0] = sk->skc_v6_daddr.in6_u.u6_addr32[0];
 		w[1] = sk->skc_v6_daddr.in6_u.u6_addr32[1];
 		w[2] = sk->skc_v6_daddr.in6_u.u6_addr32[2];
 		w[3] = sk->skc_v6_daddr.in6_u.u6_addr32[3];
-	} else {
-		return;
 	}
-	if (!address_is_equal(&key.addr, &want->addr))
+	return sk->skc_dport == port && address_is_equal(&to, addr);
+}
+
+static __always_inline void end(struct sock_common *sk, __u8 protocol)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	const struct socket_peer *peer = bpf_map_lookup_elem(&socket_peers, &cookie);
+	struct socket_request *want;
+	__u32 zero = 0;
+
+	want = bpf_map_lookup_elem(&socket_requests, &zero);
+	if (!peer || !want || !is_connected_to(sk, &peer->backend, peer->backend_port))
 		return;
-	key.cookie = bpf_get_socket_cookie(sk);
-	key.port = want->port;
-	key.protocol = protocol;
-	peer = bpf_map_lookup_elem(&socket_peers, &key);
-	if (peer && peer->service == want->service && !bpf_sock_destroy(sk))
+	if (peer->protocol == protocol && peer->service == want->service && peer->backend_port == want->port &&
+	    address_is_equal(&peer->backend, &want->addr) && !bpf_sock_destroy(sk))
 		want->ended++;
 }
 

@@ -49,10 +49,6 @@ __global int neighbour(struct __sk_buff *skb, struct packet *p, int is_arp)
 /* What an address of services answers itself: an echo, and who asks for what is not there. */
 static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const struct decision *d, int err)
 {
-	struct endpoint *ep;
-
-	if (source_is_endpoint(skb, p, &ep))
-		return drop(skb, HOOK, DROP_SPOOFED_SOURCE);
 	if (err == SERVICE_ECHO) {
 		err = echo_answer(skb, p);
 		return err ? drop(skb, HOOK, (__u32)err) : answer(skb, ACTION_ANSWERED);
@@ -63,18 +59,21 @@ static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const 
 
 static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
+	struct endpoint *from = NULL;
 	struct flow *f = NULL;
-	int decided, err;
+	int decided, forged, err;
 
 	err = path_prepare(p, &f, d);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
 	decided = path_is_decided(skb, p, f, d);
 	if (!decided) {
-		err = path_translate(p, f, d, 1);
+		/* Services remember who has asked: in his name nobody else may. */
+		forged = source_is_endpoint(skb, p, &from);
+		err = path_translate(p, f, d, !forged);
 		if (err)
 			return serve(skb, p, d, err);
-		err = route_from_endpoint(skb, p, d);
+		err = route_from_endpoint(skb, p, forged ? NULL : from, d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
 	}

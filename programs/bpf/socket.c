@@ -124,4 +124,11 @@ int bind6(struct bpf_sock_addr *ctx)
 	return socket_may_bind(ctx, &at) ? ALLOW : 0;
 }
 
+SEC("cgroup/sock_release")
+int sock_release(struct bpf_sock *ctx)
+{
+	socket_forget_peer(bpf_get_socket_cookie(ctx));
+	return ALLOW;
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -167,9 +167,10 @@ func TestTrafficPolicies(t *testing.T) {
 		require.ElementsMatch(t, addrs(all[2:]...), servers(second, internal))
 		require.Greater(t, len(servers(first, external)), 2)
 
+		// External is about clients from outside.
 		set(lb.Cluster, lb.Local, all...)
-		require.ElementsMatch(t, addrs(all[:2]...), servers(first, external))
-		require.ElementsMatch(t, addrs(all[2:]...), servers(second, external))
+		require.Greater(t, len(servers(first, external)), 2)
+		require.Greater(t, len(servers(second, external)), 2)
 		require.Greater(t, len(servers(first, internal)), 2)
 
 		set(lb.Local, lb.Cluster, ofSecond...)

@@ -142,6 +142,13 @@ struct __sk_buff {
 };
 
 /* What a program at a socket's system calls sees; offsets are the kernel's ABI. */
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+};
+
 struct bpf_sock_addr {
 	__u32 user_family;
 	__be32 user_ip4;

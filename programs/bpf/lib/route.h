@@ -68,6 +68,16 @@ static __always_inline int is_node_address(const struct address *a)
 	return !address_is_zero(a) && (address_is_equal(a, &gateway4) || address_is_equal(a, &gateway6) || address_is_equal(a, &underlay));
 }
 
+/* Addresses that only our own programs put into a packet: services', and that of who asks himself through one. */
+static __always_inline int is_service_address(const struct address *a)
+{
+	struct address hairpin4 = config_address(&hairpin_ipv4), hairpin6 = config_address(&hairpin_ipv6);
+	struct frontend_key key = {.addr = *a};
+	const struct frontend *at = bpf_map_lookup_elem(&frontends, &key);
+
+	return (at && (at->flags & FRONTEND_OWNED)) || address_is_equal(a, &hairpin4) || address_is_equal(a, &hairpin6);
+}
+
 /*
  * A node may send from the prefixes that it has, and with an identity that
  * exists. An error may be a router's beyond that node, whatever its address:
@@ -79,7 +89,8 @@ static __always_inline int source_is_peer(const struct packet *p, const struct s
 
 	*found = peer;
 	/* Its prefix may be wide, and have ours in it. */
-	if (is_node_address(&p->tuple.saddr) || (with_endpoints && endpoint_lookup(&p->tuple.saddr)))
+	if (is_node_address(&p->tuple.saddr) || (with_endpoints && endpoint_lookup(&p->tuple.saddr)) ||
+	    (with_services && is_service_address(&p->tuple.saddr)))
 		return DROP_SPOOFED_SOURCE;
 	if (!peer || !address_is_equal(&peer->node, &from->node))
 		return DROP_FOREIGN_OVERLAY;
@@ -100,7 +111,8 @@ static __always_inline int source_is_stack(const struct packet *p, __u32 *identi
 	*identity = IDENTITY_HOST;
 	if (is_node_address(from))
 		return DROP_NONE;
-	if ((with_endpoints && endpoint_lookup(from)) || (with_overlay && peer_lookup(from)))
+	if ((with_endpoints && endpoint_lookup(from)) || (with_overlay && peer_lookup(from)) ||
+	    (with_services && is_service_address(from)))
 		return DROP_SPOOFED_SOURCE;
 	*identity = IDENTITY_WORLD;
 	return DROP_NONE;
@@ -194,10 +206,11 @@ static __always_inline int route_to_host(const struct decision *d, struct verdic
 	return DROP_NONE;
 }
 
-__global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct decision *d)
+/* from: who sends it; NULL if that is not who it says. */
+__global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct endpoint *from, struct decision *d)
 {
 	struct verdict *v = &d->verdict;
-	struct endpoint *to, *from = NULL;
+	struct endpoint *to;
 	const struct peer *peer;
 	int err;
 
@@ -208,9 +221,8 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 	err = addresses_are_sane(p, d);
 	if (err)
 		return err;
-	err = source_is_endpoint(skb, p, &from);
-	if (err || !from)
-		return err;
+	if (!from)
+		return DROP_SPOOFED_SOURCE;
 	to = endpoint_lookup(&d->reply.saddr);
 	if (to) {
 		route_back_to_endpoint(from, to->ifindex, VERDICT_DECREMENT_TTL, d);

@@ -60,7 +60,7 @@ static __always_inline int service_read(struct service_work *w)
 }
 
 /* Is the backend under w->id the service's, and one for new flows? It is noted then. */
-static __always_inline int service_can_have(struct service_work *w, int terminating)
+static __always_inline int service_can_have(struct service_work *w)
 {
 	const struct backend *b = bpf_map_lookup_elem(&backends, &w->id);
 	const struct member *m;
@@ -73,7 +73,7 @@ static __always_inline int service_can_have(struct service_work *w, int terminat
 	w->member.port = w->backend.port;
 	w->member.reserved = 0;
 	m = bpf_map_lookup_elem(&service_members, &w->member);
-	return m && m->backend == w->id && (m->state == MEMBER_ACTIVE || (terminating && m->state == MEMBER_TERMINATING));
+	return m && m->backend == w->id && (m->state == MEMBER_ACTIVE || ((w->frontend.flags & FRONTEND_LAST) && m->state == MEMBER_TERMINATING));
 }
 
 /* A backend of the set, by the client's hash or by weight. 0: the set is gone. */
@@ -102,13 +102,31 @@ static __always_inline __u32 service_pick(struct service_work *w)
 	return random <= s->below ? s->first : s->second;
 }
 
+/* Does the service of w->frontend take this client? */
+static __always_inline int service_takes(struct service_work *w, const struct address *client)
+{
+	int listed;
+
+	if (!(w->frontend.flags & FRONTEND_RANGES))
+		return 1;
+	w->range.prefixlen = 32 + 128;
+	w->range.set = htonl(w->frontend.set);
+	w->range.addr = *client;
+	listed = bpf_map_lookup_elem(&source_ranges, &w->range) != NULL;
+	return w->frontend.flags & FRONTEND_DENY ? !listed : listed;
+}
+
 /* The backend that the client had last, if that is not too long ago; else 0. */
 static __always_inline __u32 service_known(struct service_work *w)
 {
 	struct affinity *a = bpf_map_lookup_elem(&affinities, &w->client);
-	__u32 now = (__u32)bpf_jiffies64();
+	__u32 last, now;
 
-	if (!a || now - a->last_used >= w->frontend.affinity)
+	if (!a)
+		return 0;
+	last = *(volatile __u32 *)&a->last_used; /* before now, which may go on on another CPU */
+	now = (__u32)bpf_jiffies64();
+	if (now - last >= w->frontend.affinity)
 		return 0;
 	a->last_used = now;
 	return a->backend;
@@ -135,34 +153,25 @@ __global int service_choose(struct service_work *w)
 		err = service_read(w);
 		if (err != SERVICE_CHOSEN)
 			return err;
+		/* Before anything is remembered of the client. */
+		if (w->client.kind == AFFINITY_ADDRESS && !service_takes(w, &w->client.client))
+			return DROP_SOURCE_RANGE;
 		if (!w->frontend.count)
 			return DROP_NO_BACKEND;
 		w->client.service = w->frontend.service;
+		if (w->frontend.flags & FRONTEND_LOCAL)
+			w->client.kind |= AFFINITY_LOCAL;
 		if (w->frontend.affinity) {
 			w->id = service_known(w);
-			if (w->id && service_can_have(w, 0))
+			if (w->id && service_can_have(w))
 				return SERVICE_CHOSEN;
 		}
 		w->id = service_pick(w);
-		if (!w->id || !service_can_have(w, 1))
+		if (!w->id || !service_can_have(w))
 			continue;
 		if (w->frontend.affinity)
 			service_remember(w);
 		return SERVICE_CHOSEN;
 	}
 	return DROP_SERVICE_CHANGED;
-}
-
-/* Does the service of w->frontend take this client? */
-static __always_inline int service_takes(struct service_work *w, const struct address *client)
-{
-	int listed;
-
-	if (!(w->frontend.flags & FRONTEND_RANGES))
-		return 1;
-	w->range.prefixlen = 32 + 128;
-	w->range.service = htonl(w->frontend.service);
-	w->range.addr = *client;
-	listed = bpf_map_lookup_elem(&source_ranges, &w->range) != NULL;
-	return w->frontend.flags & FRONTEND_DENY ? !listed : listed;
 }

@@ -60,30 +60,60 @@ static __always_inline void socket_count(__u32 event)
 		__sync_fetch_and_add(n, 1);
 }
 
-static __always_inline void socket_key_of(struct socket_key *key, __u64 cookie, const struct socket_end *e, __u8 protocol)
+static __always_inline void socket_key_of(struct socket_key *key, __u64 cookie, const struct socket_end *e)
 {
 	__builtin_memset(key, 0, sizeof(*key));
 	key->cookie = cookie;
-	key->addr = e->addr;
+	key->backend = e->addr;
 	key->port = e->port;
-	key->protocol = protocol;
 }
 
-/* Remembers what the socket believes to be talking to. */
-static __always_inline void socket_remember(__u64 cookie, const struct socket_end *backend, const struct service_work *w)
+/* Remembers what a connected socket believes to be talking to, until it is closed. */
+static __always_inline void socket_remember_peer(__u64 cookie, const struct socket_end *backend, const struct service_work *w)
 {
 	struct socket_peer peer = {};
-	struct socket_key key;
 
 	peer.addr = w->key.addr;
 	peer.port = w->key.port;
+	peer.protocol = w->key.protocol;
+	peer.backend = backend->addr;
+	peer.backend_port = backend->port;
 	peer.service = w->frontend.service;
-	socket_key_of(&key, cookie, backend, w->key.protocol);
-	if (bpf_map_update_elem(&socket_peers, &key, &peer, BPF_ANY))
+	if (bpf_map_update_elem(&socket_peers, &cookie, &peer, BPF_ANY))
 		socket_count(SOCKET_TABLE_FULL);
 }
 
-static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socket_end *to, int steady, struct service_work *w)
+/* It is closed, or connects again, and not to a service. */
+static __always_inline void socket_forget_peer(__u64 cookie)
+{
+	if (bpf_map_lookup_elem(&socket_peers, &cookie))
+		bpf_map_delete_elem(&socket_peers, &cookie);
+}
+
+/* Remembers where the answers of a backend are to come from. */
+static __always_inline void socket_remember_target(__u64 cookie, const struct socket_end *backend, const struct service_work *w)
+{
+	struct socket_target target = {};
+	struct socket_key key;
+
+	target.addr = w->key.addr;
+	target.port = w->key.port;
+	socket_key_of(&key, cookie, backend);
+	bpf_map_update_elem(&socket_targets, &key, &target, BPF_ANY);
+}
+
+/* Datagrams to the backend itself: so are its answers. */
+static __always_inline void socket_forget_target(__u64 cookie, const struct socket_end *to)
+{
+	struct socket_key key;
+
+	socket_key_of(&key, cookie, to);
+	if (bpf_map_lookup_elem(&socket_targets, &key))
+		bpf_map_delete_elem(&socket_targets, &key);
+}
+
+/* datagram: one of a socket that is not connected. All of them to one frontend go to one backend. */
+static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socket_end *to, int datagram, struct service_work *w)
 {
 	__u64 netns = bpf_get_netns_cookie(ctx), cookie = bpf_get_socket_cookie(ctx);
 	int err;
@@ -99,7 +129,7 @@ static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socke
 	*(__u32 *)&w->client.client.bytes[8] = (__u32)(netns >> 32);
 	*(__u32 *)&w->client.client.bytes[12] = (__u32)netns;
 	w->hash = (__u32)(cookie * 0x9e3779b97f4a7c15ULL >> 32);
-	w->steady = (__u32)steady;
+	w->steady = (__u32)datagram;
 	/* Who may reach a service by his address is for the packet to show. */
 	err = service_read(w);
 	if (err == SERVICE_CHOSEN && !(w->frontend.flags & FRONTEND_RANGES))
@@ -109,16 +139,23 @@ static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socke
 	if (err == SERVICE_CHOSEN) {
 		to->addr = w->backend.addr;
 		to->port = w->backend.port;
-		socket_remember(cookie, to, w);
+		if (datagram)
+			socket_remember_target(cookie, to, w);
+		else
+			socket_remember_peer(cookie, to, w);
 		socket_count(SOCKET_TRANSLATED);
 	} else if (err != SERVICE_NONE) {
 		socket_count(SOCKET_NO_BACKEND);
+	} else if (datagram) {
+		socket_forget_target(cookie, to);
+	} else {
+		socket_forget_peer(cookie);
 	}
 	return err;
 }
 
 /* The frontend becomes a backend. Not 0: there is none, and the system call fails. */
-static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct socket_end *to, int steady)
+static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct socket_end *to, int datagram)
 {
 	struct scratch *s = scratch_take();
 	struct service_work *w;
@@ -127,7 +164,7 @@ static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct so
 	if (!s)
 		return 0;
 	w = (struct service_work *)s->bytes;
-	err = socket_choose(ctx, to, steady, w);
+	err = socket_choose(ctx, to, datagram, w);
 	/* Without a refusal its packets go to the address of the service, where nobody is. */
 	refuse = err == DROP_NO_BACKEND && (w->frontend.flags & FRONTEND_REJECT);
 	scratch_give_back(s);
@@ -139,15 +176,24 @@ static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct so
 /* The backend becomes the frontend that was asked. Returns whether it is one. */
 static __always_inline int socket_reverse(struct bpf_sock_addr *ctx, struct socket_end *e)
 {
-	struct socket_peer *peer;
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	const struct socket_peer *peer = bpf_map_lookup_elem(&socket_peers, &cookie);
+	const struct socket_target *target;
 	struct socket_key key;
 
-	socket_key_of(&key, bpf_get_socket_cookie(ctx), e, (__u8)ctx->protocol);
-	peer = bpf_map_lookup_elem(&socket_peers, &key);
-	if (!peer)
-		return 0;
-	e->addr = peer->addr;
-	e->port = peer->port;
+	if (peer && peer->backend_port == e->port && peer->protocol == (__u8)ctx->protocol && address_is_equal(&peer->backend, &e->addr)) {
+		e->addr = peer->addr;
+		e->port = peer->port;
+	} else {
+		if (ctx->protocol != IPPROTO_UDP)
+			return 0;
+		socket_key_of(&key, cookie, e);
+		target = bpf_map_lookup_elem(&socket_targets, &key);
+		if (!target)
+			return 0;
+		e->addr = target->addr;
+		e->port = target->port;
+	}
 	socket_count(SOCKET_REVERSED);
 	return 1;
 }

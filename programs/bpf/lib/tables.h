@@ -147,11 +147,20 @@ struct {
 } source_ranges SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct socket_key);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u64);
 	__type(value, struct socket_peer);
 	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 } socket_peers SEC(".maps");
+
+/* A socket may send to many, and nobody says which of them are over. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct socket_key);
+	__type(value, struct socket_target);
+	__uint(max_entries, 1);
+} socket_targets SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -38,6 +38,12 @@ static __always_inline int service_holds(struct service_work *w, const struct tu
 	return service_takes(w, &original->saddr) ? DROP_NONE : DROP_SOURCE_RANGE;
 }
 
+/* Is there a service at all where a flow is for? By what service_holds() has asked. */
+static __always_inline int service_is_there(struct service_work *w)
+{
+	return bpf_map_lookup_elem(&frontends, &w->key) != NULL;
+}
+
 /* The same on every node and for every packet of a flow. */
 static __always_inline __u32 service_hash(const struct tuple *t)
 {
@@ -61,6 +67,9 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 	const struct frontend *at;
 	int owned, err;
 
+	/* All of a node's addresses have a row too. Nothing is sent there. */
+	if (address_is_martian(&p->tuple.daddr))
+		return DROP_NONE;
 	w->key.addr = p->tuple.daddr;
 	w->key.port = 0;
 	w->key.protocol = 0;
@@ -92,8 +101,6 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 		d->flags |= DECISION_REFUSE;
 	if (err != SERVICE_CHOSEN)
 		return err;
-	if (!service_takes(w, &p->tuple.saddr))
-		return DROP_SOURCE_RANGE;
 	d->reply.saddr = w->backend.addr;
 	d->reply.sport = w->backend.port;
 	/* To itself: from its own address it would not take it, nor send the answer to us. */
@@ -111,14 +118,12 @@ static __always_inline int service_again(const struct packet *p, const struct fl
 	const struct tuple *original = reply ? &f->peer : &p->tuple, *answer = reply ? &p->tuple : &f->peer;
 
 	if (address_is_equal(&original->daddr, &answer->saddr) && original->dport == answer->sport) {
-		if (reply || !may_choose)
-			return DROP_NONE;
-		/* It was for no service. Perhaps there is one at its address since. */
-		w->key.addr = p->tuple.daddr;
-		w->key.port = p->tuple.dport;
-		w->key.protocol = p->tuple.protocol;
-		w->key.reserved = 0;
-		if (bpf_map_lookup_elem(&frontends, &w->key))
+		/*
+		 * It was for no service. Perhaps there is one at its address since, that
+		 * it is not a backend of itself; a connection stays where it is.
+		 */
+		if (may_choose && (p->tuple.protocol != IPPROTO_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) &&
+		    service_holds(w, &p->tuple, &p->tuple.daddr, p->tuple.dport) == DROP_BACKEND_GONE && service_is_there(w))
 			d->flags |= DECISION_ANEW;
 		return DROP_NONE;
 	}

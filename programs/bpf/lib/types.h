@@ -299,6 +299,8 @@ enum frontend_flag {
 	FRONTEND_RANGES = 4,   /* sources are looked up in source_ranges */
 	FRONTEND_DENY = 8,     /* those ranges are kept out, else all others are */
 	FRONTEND_OWNED = 16,   /* of an address: all of it is the services', else a node has it too */
+	FRONTEND_LOCAL = 32,   /* leads to backends of this node only */
+	FRONTEND_LAST = 64,    /* leads to terminating backends: there are no others */
 };
 
 /*
@@ -381,6 +383,7 @@ _Static_assert(sizeof(struct service_info) == 140, "no hidden padding in a value
 enum affinity_kind {
 	AFFINITY_ADDRESS = 1, /* the client is an address */
 	AFFINITY_COOKIE = 2,  /* it is a network namespace, by its cookie */
+	AFFINITY_LOCAL = 4,   /* and it came through a frontend that leads to backends of this node only */
 };
 
 struct affinity_key {
@@ -396,31 +399,42 @@ struct affinity {
 };
 _Static_assert(sizeof(struct affinity) == 8, "no hidden padding in a value");
 
-/* Longest prefix match on the address, within a service. */
+/* Longest prefix match on the address, among those that go with a set. */
 struct source_range_key {
-	__u32 prefixlen; /* 32 bits of service, and those of the address */
-	__be32 service;  /* big-endian: compared bit by bit */
+	__u32 prefixlen; /* 32 bits of set, and those of the address */
+	__be32 set;      /* big-endian: compared bit by bit */
 	struct address addr;
 };
 _Static_assert(sizeof(struct source_range_key) == 24, "no hidden padding in a key");
 
-/* What a connected or asked socket was told to be talking to. */
+/* What a connected socket believes to be talking to, by its cookie. */
+struct socket_peer {
+	struct address addr;    /* of the frontend */
+	struct address backend;
+	__be16 port;
+	__be16 backend_port;
+	__u32 service;
+	__u8 protocol;
+	__u8 reserved[3];
+};
+_Static_assert(sizeof(struct socket_peer) == 44, "no hidden padding in a value");
+
+/* One of the backends that a socket sends datagrams to. */
 struct socket_key {
 	__u64 cookie;
-	struct address addr; /* of the backend */
+	struct address backend;
 	__be16 port;
-	__u8 protocol;
-	__u8 reserved[5];
+	__u8 reserved[6];
 };
 _Static_assert(sizeof(struct socket_key) == 32, "no hidden padding in a key");
 
-struct socket_peer {
-	struct address addr; /* of the frontend */
+/* Where it was told to send them. */
+struct socket_target {
+	struct address addr;
 	__be16 port;
 	__u16 reserved;
-	__u32 service;
 };
-_Static_assert(sizeof(struct socket_peer) == 24, "no hidden padding in a value");
+_Static_assert(sizeof(struct socket_target) == 20, "no hidden padding in a value");
 
 /* Which sockets are to be ended, and how many have been. */
 struct socket_request {
