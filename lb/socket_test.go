@@ -287,6 +287,16 @@ func TestNodePortsAreKept(t *testing.T) {
 	}
 	require.NoError(t, bind(l.client, "0.0.0.0:30080", unix.SOCK_DGRAM), "another protocol")
 	require.NoError(t, bind(l.server, "0.0.0.0:30080", unix.SOCK_STREAM), "another node")
+	require.NoError(t, bal.SetService(Service{
+		Name: "six", Frontends: []Frontend{{Addr: netip.MustParseAddrPort("[::]:30082"), Type: NodePort}, {Addr: netip.MustParseAddrPort("[2001:db8::1]:8443"), Type: HostPort}},
+		Backends: []Backend{{Addr: netip.MustParseAddrPort("[2001:db8::2]:8080")}},
+	}))
+	for _, at := range []string{"[::]:30082", "[2001:db8::1]:30082", "[2001:db8::1]:8443"} {
+		require.ErrorIs(t, bind(l.client, at, unix.SOCK_STREAM), unix.EADDRINUSE, at)
+	}
+	for _, at := range []string{"0.0.0.0:30082", "192.0.2.1:8443", "[2001:db8::1]:8444"} {
+		require.NoError(t, bind(l.client, at, unix.SOCK_STREAM), at)
+	}
 	// Through the port one reaches the service.
 	require.NoError(t, l.groups.do(l.client, func() error {
 		_, err := connect(netip.MustParseAddrPort("192.0.2.1:30080"), false, unix.SOCK_STREAM)

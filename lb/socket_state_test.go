@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/godatapath/datapath/devices/netnstest"
 	"github.com/godatapath/datapath/maps"
 )
 
@@ -20,7 +22,11 @@ import (
 func (l socketLab) connected(t *testing.T, to netip.AddrPort, kind int) (fd int) {
 	t.Helper()
 	require.NoError(t, l.groups.do(l.client, func() (err error) {
-		fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+		family := unix.AF_INET6
+		if to.Addr().Is4() {
+			family = unix.AF_INET
+		}
+		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
@@ -126,9 +132,17 @@ func TestNoSocketStaysWithALostBackend(t *testing.T) {
 	t.Parallel()
 	l := newSocketLab(t)
 	bal := newBal(t, Config{})
-	vip, backend := netip.MustParseAddrPort("198.51.100.1:80"), netip.AddrPortFrom(l.server.Addr4(), 8080)
-	s := service("web", vip, backend)
 	l.attach(t, bal)
+	for vip, backend := range map[netip.AddrPort]netip.AddrPort{
+		netip.MustParseAddrPort("198.51.100.1:80"):    netip.AddrPortFrom(l.server.Addr4(), 8080),
+		netip.MustParseAddrPort("[2001:db8:1::1]:80"): netip.AddrPortFrom(l.server.Addr6(), 8080),
+	} {
+		l.noSocketStays(t, bal, vip, backend)
+	}
+}
+
+func (l socketLab) noSocketStays(t *testing.T, bal *Balancer, vip, backend netip.AddrPort) {
+	s := service("web", vip, backend)
 	for name, row := range map[string]struct {
 		how  Removal
 		lose func() error
@@ -214,4 +228,104 @@ func TestSocketPinsOfAnotherCgroup(t *testing.T) {
 	require.NoError(t, s.Remove())
 	require.NoError(t, bal.Remove())
 	require.NoError(t, os.Remove(filepath.Join(l.lab.PinDir(), "node")))
+}
+
+// A service is changed to and fro under sockets that connect: none is refused.
+func TestUpdatesUnderSockets(t *testing.T) {
+	t.Parallel()
+	l := newSocketLab(t)
+	bal := newBal(t, Config{})
+	vip := netip.MustParseAddrPort("198.51.100.1:80")
+	one, two := netip.AddrPortFrom(l.server.Addr4(), 8080), netip.AddrPortFrom(l.server.Addr4(), 8081)
+	l.server.Echo(two)
+	l.attach(t, bal)
+	var sides []Service
+	for _, x := range [][]Backend{{{Addr: one}}, {{Addr: two}}, {{Addr: one, State: Maintenance}, {Addr: two}}, {{Addr: one}, {Addr: two, State: Quarantined}}} {
+		s := service("web", vip, netip.AddrPort{})
+		s.Backends, s.OnRemove = x, Drain
+		sides = append(sides, s)
+	}
+	require.NoError(t, bal.SetService(sides[0]))
+	stop, done := make(chan struct{}), make(chan error, 1)
+	updates := 0
+	go func() {
+		for ; ; updates++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			case <-time.After(100 * time.Microsecond):
+			}
+			if err := bal.SetService(sides[updates%len(sides)]); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	conns := 0
+	err := l.groups.do(l.client, func() error {
+		for end := time.Now().Add(time.Second); time.Now().Before(end); conns++ {
+			if _, err := connect(vip, false, unix.SOCK_STREAM); err != nil {
+				return err
+			}
+			if _, err := ask(vip, false); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	close(stop)
+	require.NoError(t, <-done)
+	require.NoError(t, err, "connection %d, %d updates", conns, updates)
+	require.Greater(t, updates, 100)
+	require.Greater(t, conns, 100)
+}
+
+// Sockets stay with the backend that their namespace has had, and a new one is none
+// that is about to go.
+func TestAffinityOfSockets(t *testing.T) {
+	t.Parallel()
+	l := newSocketLab(t)
+	other := l.lab.Host("other", "192.0.3.1/24")
+	bal := newBal(t, Config{})
+	vip := netip.MustParseAddrPort("198.51.100.1:53")
+	s := Service{Name: "dns", Frontends: []Frontend{{Addr: vip, Protocol: UDP}}, Affinity: time.Hour}
+	for i := range uint16(32) {
+		s.Backends = append(s.Backends, Backend{Addr: netip.AddrPortFrom(l.server.Addr4(), 9000+i)})
+	}
+	require.NoError(t, bal.SetService(s))
+	l.attach(t, bal)
+	ask := func(h *netnstest.Host) (backends []netip.AddrPort) {
+		client := l
+		client.client = h
+		for range 12 {
+			fd := client.connected(t, vip, unix.SOCK_DGRAM)
+			for e, err := range bal.tables.peers.All() {
+				require.NoError(t, err)
+				at := goAddrPort(e.Value.Backend, e.Value.BackendPort)
+				if !slices.Contains(backends, at) {
+					backends = append(backends, at)
+				}
+			}
+			require.NoError(t, unix.Close(fd))
+		}
+		return backends
+	}
+	l.lab.Wire(other, l.server)
+	other.RouteVia("0.0.0.0/0", netip.MustParseAddr("192.0.3.2"))
+	first := ask(l.client)
+	require.Len(t, first, 1)
+	second := ask(other)
+	require.Len(t, second, 1)
+
+	// The backend is about to go: what is new goes elsewhere, and stays there.
+	for i := range s.Backends {
+		if s.Backends[i].Addr == first[0] {
+			s.Backends[i].State = Terminating
+		}
+	}
+	require.NoError(t, bal.SetService(s))
+	now := ask(l.client)
+	require.Len(t, now, 1)
+	require.NotEqual(t, first, now)
 }
