@@ -18,8 +18,9 @@ struct service_work {
 	/* in */
 	struct frontend_key key;
 	struct affinity_key client; /* service is filled in here */
-	__u32 hash;                 /* of the client, for Maglev */
-	__u32 steady;               /* the choice by weight is made by the hash too, not at random */
+	__u32 hash;                 /* of a socket; of a packet it is made where it is wanted */
+	__u16 steady;               /* the choice by weight is made by that hash too, not at random */
+	__be16 port;                /* of the client */
 	/* out */
 	struct frontend frontend;
 	struct backend backend;
@@ -59,15 +60,24 @@ static __always_inline int service_read(struct service_work *w)
 	return DROP_SERVICE_CHANGED;
 }
 
-/* Is the backend under w->id the service's, and one for new flows? It is noted then. */
-static __always_inline int service_can_have(struct service_work *w)
+/* Notes the backend under w->id. */
+static __always_inline int service_take(struct service_work *w)
 {
 	const struct backend *b = bpf_map_lookup_elem(&backends, &w->id);
-	const struct member *m;
 
 	if (!b)
 		return 0;
 	w->backend = *b;
+	return 1;
+}
+
+/* The same for one that is not of the set: is it the service's, and one for new flows? */
+static __always_inline int service_can_have(struct service_work *w)
+{
+	const struct member *m;
+
+	if (!service_take(w))
+		return 0;
 	w->member.service = w->frontend.service;
 	w->member.addr = w->backend.addr;
 	w->member.port = w->backend.port;
@@ -76,11 +86,32 @@ static __always_inline int service_can_have(struct service_work *w)
 	return m && m->backend == w->id && (m->state == MEMBER_ACTIVE || ((w->frontend.flags & FRONTEND_LAST) && m->state == MEMBER_TERMINATING));
 }
 
-/* A backend of the set, by the client's hash or by weight. 0: the set is gone. */
+/* The same on every node and for every packet of a flow. */
+static __always_inline __u32 service_hash(const struct service_work *w)
+{
+	const __u32 *client = (const __u32 *)w->client.client.bytes, *at = (const __u32 *)&w->key;
+	__u32 h = 0x9e3779b9 ^ ntohs(w->port);
+
+	for (int i = 0; i < 4; i++) {
+		h = (h ^ ntohl(client[i])) * 0x85ebca6b;
+		h ^= h >> 15;
+	}
+	for (int i = 0; i < 5; i++) {
+		h = (h ^ ntohl(at[i])) * 0xc2b2ae35;
+		h ^= h >> 13;
+	}
+	return h;
+}
+_Static_assert(sizeof(struct frontend_key) == 20, "five words");
+
+/*
+ * A backend of the set, by the client's hash or by weight. 0: the set is gone.
+ * What a set has is for new flows, and who was put into it is not asked again.
+ */
 static __always_inline __u32 service_pick(struct service_work *w)
 {
 	const struct slot *s;
-	__u32 random;
+	__u64 random;
 
 	w->slot.set = w->frontend.set;
 	if (w->frontend.flags & FRONTEND_MAGLEV) {
@@ -89,17 +120,17 @@ static __always_inline __u32 service_pick(struct service_work *w)
 
 		if (!table)
 			return 0;
-		w->slot.index = w->hash % (maglev_size ? maglev_size : 1);
+		w->slot.index = ((w->client.kind & AFFINITY_COOKIE) ? w->hash : service_hash(w)) % (maglev_size ? maglev_size : 1);
 		id = bpf_map_lookup_elem(table, &w->slot.index);
 		return id ? *id : 0;
 	}
-	random = w->steady ? w->hash : bpf_get_prandom_u32();
-	w->slot.index = (__u32)((__u64)random * w->frontend.count >> 32);
+	/* The whole part chooses a slot, the rest one of its two. */
+	random = (__u64)(w->steady ? w->hash : bpf_get_prandom_u32()) * w->frontend.count;
+	w->slot.index = (__u32)(random >> 32);
 	s = bpf_map_lookup_elem(&service_slots, &w->slot);
 	if (!s)
 		return 0;
-	random = w->steady ? w->hash * 0x9e3779b1 : bpf_get_prandom_u32();
-	return random <= s->below ? s->first : s->second;
+	return (__u32)random <= s->below ? s->first : s->second;
 }
 
 /* Does the service of w->frontend take this client? */
@@ -167,7 +198,7 @@ __global int service_choose(struct service_work *w)
 				return SERVICE_CHOSEN;
 		}
 		w->id = service_pick(w);
-		if (!w->id || !service_can_have(w))
+		if (!w->id || !service_take(w))
 			continue;
 		if (w->frontend.affinity)
 			service_remember(w);

@@ -129,12 +129,10 @@ static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socke
 	*(__u32 *)&w->client.client.bytes[8] = (__u32)(netns >> 32);
 	*(__u32 *)&w->client.client.bytes[12] = (__u32)netns;
 	w->hash = (__u32)(cookie * 0x9e3779b97f4a7c15ULL >> 32);
-	w->steady = (__u32)datagram;
+	w->steady = (__u16)datagram;
+	err = service_choose(w);
 	/* Who may reach a service by his address is for the packet to show. */
-	err = service_read(w);
-	if (err == SERVICE_CHOSEN && !(w->frontend.flags & FRONTEND_RANGES))
-		err = service_choose(w);
-	else if (err == SERVICE_CHOSEN)
+	if (err != SERVICE_NONE && (w->frontend.flags & FRONTEND_RANGES))
 		return SERVICE_NONE;
 	if (err == SERVICE_CHOSEN) {
 		to->addr = w->backend.addr;

@@ -44,20 +44,6 @@ static __always_inline int service_is_there(struct service_work *w)
 	return bpf_map_lookup_elem(&frontends, &w->key) != NULL;
 }
 
-/* The same on every node and for every packet of a flow. */
-static __always_inline __u32 service_hash(const struct tuple *t)
-{
-	const __u32 *words = (const __u32 *)t;
-	__u32 h = 0x9e3779b9;
-
-	for (int i = 0; i < (int)(sizeof(*t) / 4); i++) {
-		h ^= ntohl(words[i]);
-		h *= 0x85ebca6b;
-		h ^= h >> 15;
-	}
-	return h;
-}
-
 /*
  * A packet of a new flow. Most are not for a service: one look-up tells, of the
  * address.
@@ -83,7 +69,7 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 		w->key.protocol = p->tuple.protocol;
 		w->client.kind = AFFINITY_ADDRESS;
 		w->client.client = p->tuple.saddr;
-		w->hash = service_hash(&p->tuple);
+		w->port = p->tuple.sport;
 		w->steady = 0;
 		err = service_choose(w);
 	} else {
