@@ -6,10 +6,14 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/internal/bpf"
@@ -24,11 +28,6 @@ import (
 // change: they are taken away. Whether the others are of one state only a
 // compilation can tell, the next time that the service is set.
 func (b *Balancer) adopt() error {
-	if b.tables.adopted {
-		if err := b.checkMaglevSize(); err != nil {
-			return err
-		}
-	}
 	found, stray, err := b.read()
 	if err != nil {
 		return err
@@ -102,17 +101,49 @@ func (b *Balancer) passOver(stray *rows) error {
 	return nil
 }
 
-// checkMaglevSize tries whether pinned tables take a Maglev table of our size:
-// the kernel tells only so. No service has the set 0.
-func (b *Balancer) checkMaglevSize() error {
-	err := b.putMaglev(0, make([]uint32, b.cfg.MaglevSize))
-	if errors.Is(err, unix.EINVAL) {
-		return invalid.Errorf("Config.MaglevSize is %d, and the pinned tables were made with another: set that, or take the services away with Remove", b.cfg.MaglevSize)
+// checkMaglevSize tells whether the tables that are pinned, if there are any, take
+// Maglev tables of our size, before anything is changed. The kernel says so only
+// when it is tried. No service has the set 0.
+func checkMaglevSize(cfg Config) error {
+	if cfg.Pins == "" {
+		return nil
 	}
+	path := filepath.Join(cfg.Pins, bpf.TableMapMaglev)
+	outer, err := ebpf.LoadPinnedMap(path, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open table %s: %w", path, err)
+	}
+	defer outer.Close()
+	inner, err := newMaglevTable(make([]uint32, cfg.MaglevSize))
 	if err != nil {
 		return err
 	}
-	return b.tables.maglevs.Delete(0)
+	defer inner.Close()
+	err = outer.Put(uint32(0), uint32(inner.FD()))
+	if errors.Is(err, unix.EINVAL) {
+		return invalid.Errorf("Config.MaglevSize is %d, and the tables in %s were made with another%s: set that, or take the files there away", cfg.MaglevSize, cfg.Pins, sizeOfOne(outer))
+	}
+	if err != nil {
+		return fmt.Errorf("try table %s: %w", path, err)
+	}
+	return outer.Delete(uint32(0))
+}
+
+// sizeOfOne is the size of a table inside of another, in words.
+func sizeOfOne(outer *ebpf.Map) string {
+	var set, id uint32
+	if !outer.Iterate().Next(&set, &id) {
+		return ""
+	}
+	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+	if err != nil {
+		return ""
+	}
+	defer m.Close()
+	return fmt.Sprintf(", %d", m.MaxEntries())
 }
 
 // read turns the rows into services. stray are those that belong to none.

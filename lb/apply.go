@@ -9,6 +9,7 @@ import (
 	"net/netip"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/internal/bpf"
 	"github.com/godatapath/datapath/internal/undo"
@@ -115,7 +116,7 @@ func (b *Balancer) apply(changes []change) (applied bool, err error) {
 		}
 	}
 	if err := b.write(before, after); err != nil {
-		return false, err
+		return false, b.explainFull(err)
 	}
 	for at, more := range backends {
 		if b.backendUse[at] += more; b.backendUse[at] == 0 {
@@ -190,6 +191,15 @@ func (b *Balancer) write(before, after *rows) (err error) {
 	return putIf(&u, t.members, before.members, after.members, isLess)
 }
 
+// explainFull says what to set where a table is full.
+func (b *Balancer) explainFull(err error) error {
+	if !errors.Is(err, unix.E2BIG) {
+		return err
+	}
+	return fmt.Errorf("a table is full: raise Config.Frontends (%d), Backends (%d) or Maglevs (%d), or take others away first: %w",
+		b.cfg.Frontends, b.cfg.Backends, b.cfg.Maglevs, err)
+}
+
 // rank tells how readily a backend is chosen.
 func rank(m bpf.TableMember) int {
 	switch State(m.State) {
@@ -238,28 +248,33 @@ func (b *Balancer) putMaglevs(u *undo.Stack, all map[uint32][]uint32) error {
 
 // putMaglev makes the table of a set and hangs it in, which holds it.
 func (b *Balancer) putMaglev(set uint32, ids []uint32) error {
+	m, err := newMaglevTable(ids)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return b.tables.maglevs.Set(set, uint32(m.FD()))
+}
+
+func newMaglevTable(ids []uint32) (*ebpf.Map, error) {
 	spec, err := bpf.LoadTable()
 	if err != nil {
-		return fmt.Errorf("read the tables object: %w", err)
+		return nil, fmt.Errorf("read the tables object: %w", err)
 	}
 	inner := spec.Maps[bpf.TableMapMaglev].InnerMap.Copy()
 	inner.MaxEntries = uint32(len(ids))
 	m, err := ebpf.NewMap(inner)
 	if err != nil {
-		return fmt.Errorf("make a Maglev table: %w", err)
+		return nil, fmt.Errorf("make a Maglev table: %w", err)
 	}
-	defer m.Close()
 	slots := make([]uint32, len(ids))
 	for i := range slots {
 		slots[i] = uint32(i)
 	}
 	if _, err := m.BatchUpdate(slots, ids, nil); err != nil {
-		return fmt.Errorf("fill a Maglev table: %w", err)
+		return nil, errors.Join(fmt.Errorf("fill a Maglev table: %w", err), m.Close())
 	}
-	if err := b.tables.maglevs.Set(set, uint32(m.FD())); err != nil {
-		return err
-	}
-	return nil
+	return m, nil
 }
 
 func put[K, V comparable](u *undo.Stack, m *maps.Map[K, V], before, after map[K]V) error {

@@ -48,6 +48,8 @@ type Balancer struct {
 	backendUse map[netip.AddrPort]int // services that have it
 	addrUse    map[bpf.TableAddress]addrUse
 	sockets    []*Sockets
+	bound      bool // packets are translated too
+	closed     bool
 }
 
 // kept is a service as it is.
@@ -66,6 +68,9 @@ func New(cfg Config) (_ *Balancer, err error) {
 	}
 	b := newBalancer(cfg)
 	if b.clock, err = ticks.Kernel(); err != nil {
+		return nil, fmt.Errorf("make the services: %w", err)
+	}
+	if err := checkMaglevSize(cfg); err != nil {
 		return nil, fmt.Errorf("make the services: %w", err)
 	}
 	var u undo.Stack
@@ -115,9 +120,11 @@ func (b *Balancer) SetService(s Service) error {
 	}
 	s, err := s.check(b.cfg)
 	if err != nil {
-		return fmt.Errorf("set: %w", err)
+		return fmt.Errorf("set %w", err)
 	}
-	b.mu.Lock()
+	if err := b.enter(); err != nil {
+		return fmt.Errorf("set service %q: %w", s.Name, err)
+	}
 	defer b.mu.Unlock()
 	c, err := b.changeTo(s, nil)
 	if err != nil {
@@ -156,7 +163,9 @@ func (b *Balancer) DeleteService(name string) error {
 	if b.cfg.MaglevSize == 0 {
 		return invalid.Errorf("delete service %q: the services were opened for reading", name)
 	}
-	b.mu.Lock()
+	if err := b.enter(); err != nil {
+		return fmt.Errorf("delete service %q: %w", name, err)
+	}
 	defer b.mu.Unlock()
 	old := b.services[name]
 	if old == nil {
@@ -349,7 +358,9 @@ func (b *Balancer) Sync(all []Service) (maps.Changes, error) {
 	if err := errors.Join(errs...); err != nil {
 		return maps.Changes{}, fmt.Errorf("sync the services: %w", err)
 	}
-	b.mu.Lock()
+	if err := b.enter(); err != nil {
+		return maps.Changes{}, fmt.Errorf("sync the services: %w", err)
+	}
 	defer b.mu.Unlock()
 	done, gone, err := b.sync(checked, names, fronts)
 	if done != (maps.Changes{}) {
@@ -448,7 +459,24 @@ func (b *Balancer) setAll(all []Service, fronts map[bpf.TableFrontendKey]string,
 
 // Close drops our handles; pinned tables stay, and so do the programs that use
 // them. Idempotent.
-func (b *Balancer) Close() error { return b.tables.close() }
+// Other methods answer os.ErrClosed afterwards. [Sockets] have a Close of their own.
+func (b *Balancer) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	return b.tables.close()
+}
+
+// enter begins a method that works on the tables, and leaves mu locked unless it
+// fails.
+func (b *Balancer) enter() error {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return fmt.Errorf("the services: %w", os.ErrClosed)
+	}
+	return nil
+}
 
 // Remove takes the pins away and closes. The tables end with the last program
 // that uses them.
@@ -456,12 +484,18 @@ func (b *Balancer) Remove() error {
 	if b.cfg.MaglevSize == 0 {
 		return invalid.Errorf("remove the services: they were opened for reading")
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
 	return b.tables.remove()
 }
 
 // DatapathParts makes the services a block of programs.Load. It needs the flow
 // table beside it, which remembers what a packet was turned into.
 func (b *Balancer) DatapathParts() block.Parts {
+	b.mu.Lock()
+	b.bound = true
+	b.mu.Unlock()
 	parts := block.Parts{Name: "services", Maps: b.tables.ebpf(), Bind: b.change.Bind}
 	if b.cfg.MaglevSize != 0 {
 		parts.Settings = b.settings()

@@ -22,8 +22,8 @@ const (
 	DefaultMaglevs    = 4096
 )
 
-// Config describes the services of a node. The zero Config works for services
-// that clients in endpoints reach by their packets.
+// Config describes the services of a node. The zero Config works, for packets and
+// for sockets.
 type Config struct {
 	maps.Config
 	// Frontends is how many of them fit, and as many services; 0:
@@ -40,7 +40,7 @@ type Config struct {
 	// Sockets is how many connected sockets are remembered with what they were
 	// told to connect to, and how many destinations of datagram sockets that are not
 	// connected; 0: [DefaultSockets]. A connected one beyond it sees its backend as
-	// its peer. Of the others those that have not sent for longest are forgotten.
+	// its peer, and does not end with it. Of the others those that have not sent for longest are forgotten.
 	Sockets int
 	// MaglevSize is the number of slots of a Maglev table, a prime up to 131071,
 	// best of at least a hundred times the backends of the largest such service; the
@@ -65,7 +65,8 @@ type Config struct {
 	// [Purge] is [Reset].
 	Flows Flows
 	// DrainTimeout is how long a backend that was removed with [Drain] is kept for
-	// its flows at most; 0: 6 h, as long as a silent connection is remembered.
+	// its flows at most; 0: 6 h, as long as a silent connection is remembered. What
+	// is left of them then ends as with [Reset]. A flow counts until it has expired.
 	DrainTimeout time.Duration
 	// SweepInterval is the time between two passes of [Balancer.Run]; 0: 10 s.
 	SweepInterval time.Duration

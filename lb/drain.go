@@ -52,7 +52,9 @@ func (b *Balancer) Sweep() (int, error) {
 	if b.cfg.MaglevSize == 0 {
 		return 0, invalid.Errorf("sweep the backends that drain: the services were opened for reading")
 	}
-	b.mu.Lock()
+	if err := b.enter(); err != nil {
+		return 0, fmt.Errorf("sweep the backends that drain: %w", err)
+	}
 	defer b.mu.Unlock()
 	n := 0
 	var gone []departure
@@ -94,8 +96,8 @@ func (b *Balancer) drained(k *kept) (over []netip.AddrPort, err error) {
 			continue
 		}
 		if drains < b.cfg.DrainTimeout {
-			if b.cfg.Flows == nil {
-				continue
+			if b.cfg.Flows == nil && b.bound {
+				continue // there may be flows that nobody counts
 			}
 			if any, err := b.hasPeers(k.rows.id, at); any || err != nil {
 				errs = append(errs, err)
@@ -103,6 +105,9 @@ func (b *Balancer) drained(k *kept) (over []netip.AddrPort, err error) {
 			}
 			flows := 0
 			for _, f := range k.spec.Frontends {
+				if b.cfg.Flows == nil {
+					break
+				}
 				n, err := b.flowsOf(f, at, Reset)
 				flows += n
 				errs = append(errs, err)

@@ -22,7 +22,9 @@ type Status struct {
 // Services lists the services, by name, as they were set. Backends that drain
 // are among them.
 func (b *Balancer) Services() ([]Status, error) {
-	b.mu.Lock()
+	if err := b.enter(); err != nil {
+		return nil, fmt.Errorf("list: %w", err)
+	}
 	defer b.mu.Unlock()
 	found := b.services
 	if b.cfg.MaglevSize == 0 {
@@ -59,7 +61,9 @@ type MaglevTable struct {
 // not there, or that does not choose by Maglev, is os.ErrNotExist. It needs
 // CAP_SYS_ADMIN.
 func (b *Balancer) MaglevTables(id uint32) ([]MaglevTable, error) {
-	b.mu.Lock()
+	if err := b.enter(); err != nil {
+		return nil, fmt.Errorf("read the Maglev tables of service %d: %w", id, err)
+	}
 	defer b.mu.Unlock()
 	all, err := b.contents()
 	if err != nil {
@@ -91,7 +95,10 @@ func (b *Balancer) MaglevTables(id uint32) ([]MaglevTable, error) {
 		t.Frontends = append(t.Frontends, Frontend{Addr: goAddrPort(key.Addr, key.Port), Protocol: Protocol(key.Protocol), Type: FrontendType(row.Type)})
 	}
 	if len(bySet) == 0 {
-		return nil, fmt.Errorf("service %d has no Maglev table: %w", id, os.ErrNotExist)
+		if _, ok := all.infos[id]; !ok {
+			return nil, fmt.Errorf("no service has the id %d: %w", id, os.ErrNotExist)
+		}
+		return nil, fmt.Errorf("service %d has no Maglev table, it chooses at random or has no backend: %w", id, os.ErrNotExist)
 	}
 	var out []MaglevTable
 	for _, t := range bySet {

@@ -37,7 +37,9 @@ func (b *Balancer) RemoveBackend(service string, backend netip.AddrPort, how Rem
 	if how.policy() > Purge {
 		return fail(Touched{}, invalid.Errorf("a policy of %#x: want Reset, Drain or Purge, with DestroySockets or without", uint8(how)))
 	}
-	b.mu.Lock()
+	if err := b.enter(); err != nil {
+		return fail(Touched{}, err)
+	}
 	defer b.mu.Unlock()
 	k := b.services[service]
 	if k == nil {

@@ -159,6 +159,10 @@ func TestConfigChangesWithARestart(t *testing.T) {
 	_, err = New(cfg)
 	require.ErrorIs(t, err, os.ErrInvalid)
 	require.ErrorContains(t, err, "Config.MaglevSize is 37")
+	cfg.Frontends, cfg.OnMismatch = 1000, maps.Replace
+	_, err = New(cfg)
+	require.ErrorIs(t, err, os.ErrInvalid, "before the first table is touched")
+	cfg.Frontends, cfg.OnMismatch = 0, maps.Fail
 	cfg.MaglevSize = 31
 	b, err = New(cfg)
 	require.NoError(t, err)

@@ -169,16 +169,20 @@ const (
 type NoBackend uint8
 
 const (
-	// Reject tells it at once: a reset, or ICMP port unreachable.
+	// Reject tells it at once: a reset, or ICMP port unreachable; ECONNREFUSED to a
+	// socket.
 	Reject NoBackend = iota
-	// Drop leaves it waiting.
+	// Drop leaves it waiting. A socket that is translated can not wait for nothing:
+	// its system call fails with EHOSTUNREACH.
 	Drop
 )
 
 // Removal says what becomes of the flows of a backend that is removed. With Reset
 // and Purge, connected sockets that [Balancer.AttachSockets] has translated to it
-// are ended too (kernel 6.5), for their packets show nothing of the service. They
-// can be joined with [DestroySockets] by or.
+// are ended too (kernel 6.5), for their packets show nothing of the service: those
+// that are remembered (Config.Sockets), in the namespaces that SocketConfig names.
+// TCP then has ECONNABORTED; a datagram socket has it once, and EDESTADDRREQ until
+// it connects again. They can be joined with [DestroySockets] by or.
 type Removal uint8
 
 const (

@@ -46,8 +46,9 @@ type SocketConfig struct {
 	// NodeSockets, and for the ports of the node: a socket there can not be bound to
 	// the port of a NodePort or a HostPort.
 	Namespace programs.Namespace
-	// Namespaces are those whose sockets [DestroySockets] ends, asked for each
-	// time: the node's, and those of its endpoints. nil: Namespace alone.
+	// Namespaces are those whose sockets end with a backend, see [Removal], asked
+	// for each time: the node's, and those of its endpoints. nil: Namespace alone.
+	// Sockets of the cgroup that are in others are translated, and stay.
 	Namespaces func() []programs.Namespace
 }
 
@@ -94,8 +95,12 @@ func (b *Balancer) AttachSockets(cfg SocketConfig) (_ *Sockets, err error) {
 	fail := func(err error) (*Sockets, error) {
 		return nil, fmt.Errorf("attach to the sockets of %s: %w", cfg.Cgroup, err)
 	}
-	if _, err := os.Stat(cfg.Cgroup); err != nil {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(cfg.Cgroup, &fs); err != nil {
 		return fail(err)
+	}
+	if fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		return fail(invalid.Errorf("it is no cgroup of version 2: where those are is the mount of type cgroup2 in /proc/mounts"))
 	}
 	cookie, err := netnsCookie(cfg.Namespace)
 	if err != nil {
@@ -139,7 +144,9 @@ func (b *Balancer) AttachSockets(cfg SocketConfig) (_ *Sockets, err error) {
 		}
 		s.links, s.pins = append(s.links, l), append(s.pins, pin)
 	}
-	b.mu.Lock()
+	if err := b.enter(); err != nil {
+		return fail(err)
+	}
 	defer b.mu.Unlock()
 	b.sockets = append(b.sockets, s)
 	return s, nil

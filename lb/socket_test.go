@@ -215,7 +215,7 @@ func TestSocketsWithoutABackend(t *testing.T) {
 	s, err := bal.AttachSockets(SocketConfig{Cgroup: l.groups.path, Namespace: l.client.Namespace()})
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, s.Close()) }()
-	for no, want := range map[NoBackend]error{Reject: unix.ECONNREFUSED, Drop: unix.ENETUNREACH} {
+	for no, want := range map[NoBackend]error{Reject: unix.ECONNREFUSED, Drop: unix.EHOSTUNREACH} {
 		for _, vip := range []netip.AddrPort{vip4, vip6} {
 			svc := service(vip.String(), vip, netip.AddrPort{})
 			svc.NoBackend = no
@@ -232,6 +232,17 @@ func TestSocketsWithoutABackend(t *testing.T) {
 				return nil
 			}))
 		}
+	}
+	// Beside a service, at its own address: nobody, and not whoever is outside.
+	for _, vip := range []netip.AddrPort{vip4, vip6} {
+		other := netip.AddrPortFrom(vip.Addr(), 81)
+		require.NoError(t, l.groups.do(l.client, func() error {
+			_, err := connect(other, false, unix.SOCK_STREAM)
+			assert.ErrorIs(t, err, unix.ECONNREFUSED, other)
+			_, err = ask(other, false)
+			assert.ErrorIs(t, err, unix.ECONNREFUSED, other)
+			return nil
+		}))
 	}
 	events, err := bal.SocketEvents()
 	require.NoError(t, err)

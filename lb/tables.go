@@ -32,7 +32,6 @@ type tables struct {
 	peers      *maps.Map[uint64, bpf.TableSocketPeer] // by the cookies of connected sockets
 	targets    *maps.Map[bpf.TableSocketKey, bpf.TableSocketTarget]
 	events     *maps.Map[uint32, []uint64]
-	adopted    bool // of an earlier process
 }
 
 // makeTables makes them, or adopts the pinned ones.
@@ -58,7 +57,6 @@ func makeTables(cfg Config) (_ *tables, err error) {
 	t.peers = table[uint64, bpf.TableSocketPeer](&m, bpf.TableMapSocketPeers, cfg.Sockets)
 	t.targets = table[bpf.TableSocketKey, bpf.TableSocketTarget](&m, bpf.TableMapSocketTargets, cfg.Sockets)
 	t.events = table[uint32, []uint64](&m, bpf.TableMapSocketEvents, 0)
-	t.adopted = m.adopted
 	return t, m.err
 }
 
@@ -68,8 +66,6 @@ type maker struct {
 	cfg  maps.Config
 	u    *undo.Stack
 	err  error
-	// adopted tells whether one of them was pinned already.
-	adopted bool
 }
 
 func table[K, V any](m *maker, name string, entries int) *maps.Map[K, V] {
@@ -93,8 +89,6 @@ func table[K, V any](m *maker, name string, entries int) *maps.Map[K, V] {
 	m.u.Push(t.Close)
 	if isNew {
 		m.u.Push(t.Unpin)
-	} else {
-		m.adopted = true
 	}
 	return t
 }

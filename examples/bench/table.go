@@ -9,6 +9,13 @@ import (
 	"text/tabwriter"
 )
 
+// So much is measured at least before a ratio says more than what else the machine
+// was doing.
+const (
+	enoughRounds  = 3
+	enoughSeconds = 0.5
+)
+
 // writeTable prints the report for people.
 func writeTable(w io.Writer, rep *report) error {
 	var b bytes.Buffer
@@ -33,6 +40,9 @@ func writeTable(w io.Writer, rep *report) error {
 	}
 	if len(rep.Targets) > 0 {
 		fmt.Fprintf(&b, "\nTargets\n")
+		if rep.Rounds < enoughRounds || rep.Seconds < enoughSeconds {
+			fmt.Fprintf(&b, "  (too short to judge by: that takes %d rounds of %gs)\n", enoughRounds, enoughSeconds)
+		}
 		t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 		for _, g := range rep.Targets {
 			verdict := "met"

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -15,6 +16,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/godatapath/datapath/devices"
+	"github.com/godatapath/datapath/examples/internal/probe"
 )
 
 // A signal at any moment: while it builds, while it probes, while it holds.
@@ -101,7 +105,7 @@ func TestBrokenPipe(t *testing.T) {
 func TestHoldWithDocument(t *testing.T) {
 	t.Parallel()
 	name := newName(t)
-	cmd := program(t, "root", "-hold", "-json", "-name", name)
+	cmd := program(t, "root", "-hold", "-json", "-name", name, "-services", "2")
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	var people bytes.Buffer
@@ -111,9 +115,21 @@ func TestHoldWithDocument(t *testing.T) {
 	require.NoError(t, json.NewDecoder(out).Decode(&doc))
 	require.Len(t, doc.Nodes, 2)
 	require.True(t, isThere(doc.Nodes[1].Endpoints[1].Netns), "it holds")
+	ns, err := devices.OpenNamed(doc.Nodes[0].Endpoints[0].Netns)
+	require.NoError(t, err)
+	defer ns.Close()
+	for _, s := range doc.Services {
+		at := netip.MustParseAddrPort(s.Frontends[0].Address)
+		require.Eventually(t, func() bool {
+			_, err := probe.TCP(t.Context(), ns, at, 10)
+			return err == nil
+		}, 10*time.Second, 10*time.Millisecond, "%s serves", s.Name)
+	}
 	require.NoError(t, cmd.Process.Signal(unix.SIGINT))
 	require.NoError(t, cmd.Wait(), "ending a cluster that was held is no failure")
 	require.Contains(t, people.String(), "sudo ip netns exec "+name+"-node1-ep1 ping 10.244.2.11\n")
+	require.Contains(t, people.String(), "Services 1 to 2 repeat what they are told")
+	require.Contains(t, people.String(), "sudo ip netns exec "+name+"-node1-ep1 nc -w 1 10.96.0.1 80\n")
 	require.Contains(t, people.String(), "\nTaking everything away.\n")
 	require.False(t, isThere(doc.Nodes[0].Netns))
 }

@@ -24,6 +24,7 @@ Flags:
   -services N      services over the endpoints, 0 to %d (0): number i is reached
                    at 10.96.x.y:80 (x.y is i) and [fd00:96::i]:80, TCP and UDP
   -backends M      backends of each service, 1 to %d (3)
+  -maglev          choose them by Maglev, and not at random; for up to 500 services
   -port N          UDP port of the overlay, 1 to 65535 (8472)
   -ipv6-underlay   the nodes reach one another over IPv6
   -hold            stay up until Ctrl-C
@@ -61,6 +62,7 @@ func parse(args []string) (options, error) {
 	endpoints := fs.Int("endpoints", 2, "")
 	fs.IntVar(&o.cluster.Services, "services", 0, "")
 	backends := fs.Int("backends", 3, "")
+	fs.BoolVar(&o.cluster.Maglev, "maglev", false, "")
 	mode := fs.String("mode", "vxlan", "")
 	port := fs.Int("port", 8472, "")
 	fs.BoolVar(&o.cluster.IPv6Underlay, "ipv6-underlay", false, "")

@@ -90,6 +90,11 @@ func demonstrate(ctx context.Context, o options, out, document io.Writer) (err e
 		}
 	}
 	if o.hold {
+		servers, err := serveHeld(c)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, servers.close()) }()
 		hint(c, out)
 		select {
 		case <-ctx.Done():
@@ -130,6 +135,19 @@ func hint(c *cluster.Cluster, out io.Writer) {
 	if all := c.Endpoints(); len(all) > 1 {
 		fmt.Fprintln(out, "and if ip and ping are installed:")
 		fmt.Fprintf(out, "  sudo ip netns exec %s ping %s\n", all[0].Netns, all[len(all)-1].Addr(4))
+	}
+	if held := min(len(c.Services)/2, heldServices); held > 0 {
+		what := "Service 1 repeats"
+		if held > 1 {
+			what = fmt.Sprintf("Services 1 to %d repeat", held)
+		}
+		front := c.ServiceAt(1, 4).Frontends[0].Addr
+		fmt.Fprintf(out, "%s what they are told, by TCP and UDP; with nc, from an endpoint by its packets:\n", what)
+		fmt.Fprintf(out, "  echo hello | sudo ip netns exec %s nc -w 1 %s %d\n", c.Nodes[0].Endpoints[0].Netns, front.Addr(), front.Port())
+		if cgroup := c.Nodes[0].Cgroup; cgroup != "" {
+			fmt.Fprintf(out, "and from the node, by the socket of a process in %s:\n", cgroup)
+			fmt.Fprintf(out, "  sudo sh -c 'echo $$ > %s/cgroup.procs; echo hello | ip netns exec %s nc -w 1 %s %d'\n", cgroup, c.Nodes[0].Netns, front.Addr(), front.Port())
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -102,6 +103,41 @@ func (p *planner) serveAll(c *cluster.Cluster, s lb.Service) error {
 		}
 	}
 	return nil
+}
+
+// heldServices are so many services whose backends serve while a cluster is held.
+const heldServices = 20
+
+// held are servers that run while a cluster is held.
+type held []*probe.Echo
+
+// serveHeld starts the backends of the first services.
+func serveHeld(c *cluster.Cluster) (all held, err error) {
+	p := newPlanner()
+	defer func() {
+		for _, s := range p.servers {
+			all = append(all, s)
+		}
+		if err != nil {
+			err = errors.Join(err, all.close())
+		}
+	}()
+	for i := 1; i <= min(len(c.Services)/2, heldServices); i++ {
+		for _, family := range bothFamilies {
+			if err := p.serveAll(c, c.ServiceAt(i, family)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return nil, nil
+}
+
+func (h held) close() error {
+	var errs []error
+	for _, s := range h {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // ask plans the questions to a service. Each checks that it is the service that

@@ -29,7 +29,7 @@ func TestServicesAreReached(t *testing.T) {
 	}{
 		{"two nodes", nil, map[string]int{"service": 2 * 2 * 8, "service, hairpin": 2 * 5, "service, same node": 2 * 5, "service, across nodes": 2 * 5}},
 		{"IPv6 underlay", []string{"-ipv6-underlay"}, map[string]int{"service": 2 * 2 * 8, "service, hairpin": 2 * 5, "service, same node": 2 * 5, "service, across nodes": 2 * 5}},
-		{"alone", []string{"-nodes", "1", "-endpoints", "1", "-backends", "5"}, map[string]int{"service": 2 * 8, "service, hairpin": 5}},
+		{"alone", []string{"-nodes", "1", "-endpoints", "1", "-backends", "5", "-maglev"}, map[string]int{"service": 2 * 8, "service, hairpin": 5}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

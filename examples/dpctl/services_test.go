@@ -147,8 +147,8 @@ $`, dpctl(t, "-pins", node.Pins, "service", "maglev", "3"))
 	require.Equal(t, all[0].Slots, all[0].Backends[0].Slots+all[0].Backends[1].Slots)
 	require.InDelta(t, all[0].Slots/4, all[0].Backends[0].Slots, 200)
 
-	for _, id := range []string{"1", "99"} {
-		require.Contains(t, fails(t, 1, "-pins", node.Pins, "service", "maglev", id), "service "+id+" has no Maglev table")
+	for id, why := range map[string]string{"1": "service 1 has no Maglev table, it chooses at random", "99": "no service has the id 99"} {
+		require.Contains(t, fails(t, 1, "-pins", node.Pins, "service", "maglev", id), why)
 	}
 	for _, words := range [][]string{{}, {"0"}, {"x"}, {"-1"}, {"4294967296"}} {
 		fails(t, 2, append([]string{"-pins", node.Pins, "service", "maglev"}, words...)...)

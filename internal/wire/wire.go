@@ -92,7 +92,9 @@ func CheckAddr(a netip.Addr) (netip.Addr, error) {
 	}
 	a = a.Unmap()
 	switch {
-	case a.IsUnspecified(), a.IsMulticast(), a.IsLoopback(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+	case a.IsLoopback():
+		return a, invalid.Errorf("address %s: does not name one host: a loopback address is each one's own", a)
+	case a.IsUnspecified(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return a, invalid.Errorf("address %s: does not name one host", a)
 	}
 	return a, nil

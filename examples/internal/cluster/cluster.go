@@ -31,6 +31,7 @@ type Config struct {
 	Endpoints    int    // on each node; 0: 2, below 0: none
 	Services     int    // reached by both families, see [Cluster.Services]; 0: none, and no node balances
 	Backends     int    // of each service; 0: 3
+	Maglev       bool   // chooses them, and not chance
 	Port         uint16 // of the overlay; 0: 8472
 	IPv6Underlay bool
 	Wire         bool   // join the two nodes by one veth, without a bridge between

@@ -119,11 +119,12 @@ func TestServices(t *testing.T) {
 func TestServicesThatCanNotBe(t *testing.T) {
 	t.Parallel()
 	for want, cfg := range map[string]Config{
-		"-1 services: want up to 10000":                                  {Services: -1},
-		"10001 services: want up to 10000":                               {Services: 10001},
-		"-1 backends of each service: want 1 to 100":                     {Services: 1, Backends: -1},
-		"10000 services of 6 backends: want up to 50000 backends in all": {Services: 10000, Backends: 6},
-		"services without endpoints: nobody could serve":                 {Services: 1, Endpoints: -1},
+		"-1 services: want up to 10000":                                                       {Services: -1},
+		"10001 services: want up to 10000":                                                    {Services: 10001},
+		"-1 backends of each service: want 1 to 100":                                          {Services: 1, Backends: -1},
+		"10000 services of 6 backends: want up to 50000 backends in all":                      {Services: 10000, Backends: 6},
+		"501 services that choose by Maglev: want up to 500, each takes 250 KB on every node": {Services: 501, Maglev: true},
+		"services without endpoints: nobody could serve":                                      {Services: 1, Endpoints: -1},
 	} {
 		require.EqualError(t, cfg.Check(), want)
 	}

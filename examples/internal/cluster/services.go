@@ -17,6 +17,7 @@ const (
 	MaxServices = 10_000
 	MaxBackends = 100    // of each service
 	maxServers  = 50_000 // services times backends
+	maxMaglevs  = 500
 	// ServicePort is where clients ask, by TCP and UDP.
 	ServicePort = 80
 	// firstServer is the port of an endpoint's first backend. Each has its own.
@@ -59,9 +60,16 @@ func (c *Cluster) planServices() {
 			}
 			port[e]++
 		}
-		c.Services = append(c.Services,
+		both := []lb.Service{
 			Reach(fmt.Sprintf("service%d-ipv4", i), addr("10.96.%d.%d", i>>8, i&255), backends[0]...),
-			Reach(fmt.Sprintf("service%d-ipv6", i), addr("fd00:96::%x", i), backends[1]...))
+			Reach(fmt.Sprintf("service%d-ipv6", i), addr("fd00:96::%x", i), backends[1]...),
+		}
+		for _, s := range both {
+			if c.cfg.Maglev {
+				s.Algorithm = lb.Maglev
+			}
+			c.Services = append(c.Services, s)
+		}
 	}
 }
 
@@ -75,6 +83,8 @@ func (cfg Config) checkServices() error {
 		return fmt.Errorf("%d backends of each service: want 1 to %d", cfg.Backends, MaxBackends)
 	case cfg.Services*cfg.Backends > maxServers:
 		return fmt.Errorf("%d services of %d backends: want up to %d backends in all", cfg.Services, cfg.Backends, maxServers)
+	case cfg.Maglev && cfg.Services > maxMaglevs:
+		return fmt.Errorf("%d services that choose by Maglev: want up to %d, each takes 250 KB on every node", cfg.Services, maxMaglevs)
 	case cfg.Endpoints == 0:
 		return errors.New("services without endpoints: nobody could serve")
 	}
@@ -89,6 +99,9 @@ func (n *Node) startServices(cfg lb.Config) (err error) {
 		cfg.NodeAddrs = append(cfg.NodeAddrs, a.Addr())
 	}
 	cfg.Backends = max(lb.DefaultBackends, 2*n.cfg.Services*n.cfg.Backends)
+	if n.cfg.Maglev {
+		cfg.Maglevs = 2 * max(n.cfg.Services, 1)
+	}
 	n.Services, err = lb.New(cfg)
 	return err
 }

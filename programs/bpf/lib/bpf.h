@@ -100,6 +100,7 @@ enum {
 	EBUSY = 16,
 	EADDRINUSE = 98,
 	ECONNREFUSED = 111,
+	EHOSTUNREACH = 113,
 };
 
 /* The packet as a tc program sees it; offsets are the kernel's ABI. */

@@ -112,14 +112,18 @@ static __always_inline void socket_forget_target(__u64 cookie, const struct sock
 		bpf_map_delete_elem(&socket_targets, &key);
 }
 
-/* datagram: one of a socket that is not connected. All of them to one frontend go to one backend. */
+/*
+ * Returns SERVICE_NONE if no service is there, SERVICE_CHOSEN if the way is to
+ * where it says now, else why there is none. datagram: one of a socket that is not
+ * connected. All of them to one frontend go to one backend.
+ */
 static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socket_end *to, int datagram, struct service_work *w)
 {
 	__u64 netns = bpf_get_netns_cookie(ctx), cookie = bpf_get_socket_cookie(ctx);
 	int err;
 
 	if (socket_netns && netns != socket_netns)
-		return SERVICE_NONE;
+		return SERVICE_CHOSEN;
 	w->key.addr = to->addr;
 	w->key.port = to->port;
 	w->key.protocol = (__u8)ctx->protocol;
@@ -133,7 +137,7 @@ static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socke
 	err = service_choose(w);
 	/* Who may reach a service by his address is for the packet to show. */
 	if (err != SERVICE_NONE && (w->frontend.flags & FRONTEND_RANGES))
-		return SERVICE_NONE;
+		return SERVICE_CHOSEN;
 	if (err == SERVICE_CHOSEN) {
 		to->addr = w->backend.addr;
 		to->port = w->backend.port;
@@ -152,23 +156,43 @@ static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socke
 	return err;
 }
 
+/*
+ * A port that no service has, where nothing but services is: as a packet would be
+ * refused there. To connect a datagram socket says little: ping does, to learn its
+ * own address.
+ */
+static __always_inline int socket_is_nowhere(struct service_work *w, int datagram)
+{
+	const struct frontend *at;
+
+	if (w->key.protocol != IPPROTO_TCP && !datagram)
+		return 0;
+	w->key.port = 0;
+	w->key.protocol = 0;
+	at = bpf_map_lookup_elem(&frontends, &w->key);
+	return at && (at->flags & FRONTEND_OWNED);
+}
+
 /* The frontend becomes a backend. Not 0: there is none, and the system call fails. */
 static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct socket_end *to, int datagram)
 {
 	struct scratch *s = scratch_take();
 	struct service_work *w;
-	int err, refuse;
+	int err, refusal = 0;
 
 	if (!s)
 		return 0;
 	w = (struct service_work *)s->bytes;
 	err = socket_choose(ctx, to, datagram, w);
-	/* Without a refusal its packets go to the address of the service, where nobody is. */
-	refuse = err == DROP_NO_BACKEND && (w->frontend.flags & FRONTEND_REJECT);
+	/* Let go on, its packets would leave for the address of the service, where whoever is there answers. */
+	if (err == DROP_NO_BACKEND)
+		refusal = w->frontend.flags & FRONTEND_REJECT ? -ECONNREFUSED : -EHOSTUNREACH;
+	else if (err == SERVICE_NONE && socket_is_nowhere(w, datagram))
+		refusal = -ECONNREFUSED;
 	scratch_give_back(s);
-	if (refuse)
-		bpf_set_retval(-ECONNREFUSED);
-	return refuse;
+	if (refusal)
+		bpf_set_retval(refusal);
+	return refusal;
 }
 
 /* The backend becomes the frontend that was asked. Returns whether it is one. */
