@@ -101,6 +101,8 @@ func (b *Balancer) passOver(stray *rows) error {
 	return nil
 }
 
+var errMaglevSize = errors.New("another size")
+
 // checkMaglevSize tells whether the tables that are pinned, if there are any, take
 // Maglev tables of our size, before anything is changed. The kernel says so only
 // when it is tried. No service has the set 0.
@@ -124,7 +126,8 @@ func checkMaglevSize(cfg Config) error {
 	defer inner.Close()
 	err = outer.Put(uint32(0), uint32(inner.FD()))
 	if errors.Is(err, unix.EINVAL) {
-		return invalid.Errorf("Config.MaglevSize is %d, and the tables in %s were made with another%s: set that, or take the files there away", cfg.MaglevSize, cfg.Pins, sizeOfOne(outer))
+		return invalid.Errorf("Config.MaglevSize is %d, and the tables in %s were made with %w%s: set that, or have them replaced (maps.Replace)",
+			cfg.MaglevSize, cfg.Pins, errMaglevSize, sizeOfOne(outer))
 	}
 	if err != nil {
 		return fmt.Errorf("try table %s: %w", path, err)

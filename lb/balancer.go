@@ -70,13 +70,10 @@ func New(cfg Config) (_ *Balancer, err error) {
 	if b.clock, err = ticks.Kernel(); err != nil {
 		return nil, fmt.Errorf("make the services: %w", err)
 	}
-	if err := checkMaglevSize(cfg); err != nil {
-		return nil, fmt.Errorf("make the services: %w", err)
-	}
 	var u undo.Stack
 	defer u.Run(&err)
 	if b.tables, err = makeTables(cfg); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make the services: %w", err)
 	}
 	u.Push(b.tables.close)
 	if err := b.adopt(); err != nil {

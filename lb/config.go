@@ -25,6 +25,10 @@ const (
 // Config describes the services of a node. The zero Config works, for packets and
 // for sockets.
 type Config struct {
+	// Config is where the tables are pinned. Those that can not be adopted, of other
+	// sizes or another layout, are a [*maps.IncompatibleError]; with maps.Replace all
+	// of them are made anew, without services, and programs that run go on with the
+	// old ones until they are loaded and attached again.
 	maps.Config
 	// Frontends is how many of them fit, and as many services; 0:
 	// [DefaultFrontends]. A service takes kernel memory when it is there: with one

@@ -12,6 +12,8 @@
 //	...
 //	sockets, err := services.AttachSockets(lb.SocketConfig{Cgroup: "/sys/fs/cgroup"}) // for sockets
 //	...
+//	defer sockets.Close()
+//	go services.Run(ctx) // takes backends away that have drained
 //	err = services.SetService(lb.Service{
 //		Name:      "default/web:http",
 //		Frontends: []lb.Frontend{{Addr: netip.MustParseAddrPort("10.96.0.1:80")}},

@@ -5,6 +5,7 @@ package lb
 import (
 	"net/netip"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -159,14 +160,52 @@ func TestConfigChangesWithARestart(t *testing.T) {
 	_, err = New(cfg)
 	require.ErrorIs(t, err, os.ErrInvalid)
 	require.ErrorContains(t, err, "Config.MaglevSize is 37")
-	cfg.Frontends, cfg.OnMismatch = 1000, maps.Replace
+	require.ErrorContains(t, err, "were made with another size")
+	cfg.MaglevSize, cfg.Frontends = 31, 1000
+	var other *maps.IncompatibleError
 	_, err = New(cfg)
-	require.ErrorIs(t, err, os.ErrInvalid, "before the first table is touched")
-	cfg.Frontends, cfg.OnMismatch = 0, maps.Fail
-	cfg.MaglevSize = 31
+	require.ErrorAs(t, err, &other)
+	cfg.Frontends = 0
+	b, err = New(cfg)
+	require.NoError(t, err, "nothing was touched")
+	require.Len(t, b.services, 2)
+	require.NoError(t, b.Close())
+
+	// All of them or none are replaced.
+	for _, change := range []func(){func() { cfg.MaglevSize = 37 }, func() { cfg.Frontends = 1000 }} {
+		_, err = os.Stat(cfg.Pins)
+		require.NoError(t, err)
+		b, err = New(cfg)
+		require.NoError(t, err)
+		_, err = b.Sync(all)
+		require.NoError(t, err)
+		old, err := b.tables.members.EBPF().Clone()
+		require.NoError(t, err)
+		require.NoError(t, b.Close())
+		change()
+		cfg.OnMismatch = maps.Replace
+		b, err = New(cfg)
+		require.NoError(t, err)
+		require.Zero(t, countRows(t, b))
+		n := 0
+		var key bpf.TableMemberKey
+		var member bpf.TableMember
+		for rows := old.Iterate(); rows.Next(&key, &member); n++ {
+		}
+		require.Equal(t, 5, n, "programs that run have the old ones")
+		require.NoError(t, old.Close())
+		require.NoError(t, b.Close())
+		cfg.OnMismatch = maps.Fail
+	}
+	cfg.NodeAddrs = nil
 	b, err = New(cfg)
 	require.NoError(t, err)
 	require.NoError(t, b.Remove())
+	left, err := os.ReadDir(cfg.Pins)
+	require.NoError(t, err)
+	for _, file := range left {
+		require.Equal(t, ".debug", filepath.Ext(file.Name()), "the kernel's own are left, and nothing else")
+	}
 }
 
 // Identifiers that something still holds are not given to others, and those that

@@ -5,6 +5,7 @@ package lb
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
@@ -34,8 +35,64 @@ type tables struct {
 	events     *maps.Map[uint32, []uint64]
 }
 
-// makeTables makes them, or adopts the pinned ones.
-func makeTables(cfg Config) (_ *tables, err error) {
+// makeTables makes them, or adopts the pinned ones. They belong together: if one
+// can not be adopted and is to be replaced, all are, and the programs that run go
+// on with the old ones until they are replaced themselves.
+func makeTables(cfg Config) (*tables, error) {
+	all := cfg
+	if cfg.OnMismatch == maps.Replace {
+		all.OnMismatch = maps.Fail
+	}
+	err := checkMaglevSize(cfg)
+	var t *tables
+	if err == nil {
+		t, err = makeOrAdopt(all)
+	}
+	var other *maps.IncompatibleError
+	if cfg.OnMismatch != maps.Replace || !errors.As(err, &other) && !errors.Is(err, errMaglevSize) {
+		return t, err
+	}
+	return replaceTables(all)
+}
+
+// replaceTables makes new tables in the place of all that are pinned. After an
+// error those are there again.
+func replaceTables(cfg Config) (_ *tables, err error) {
+	var u undo.Stack
+	defer u.Run(&err)
+	var aside []string
+	for _, name := range tableNames {
+		pin := filepath.Join(cfg.Pins, name)
+		if err := os.Rename(pin, pin+"-old"); errors.Is(err, os.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("put table %s aside: %w", name, err)
+		}
+		aside = append(aside, pin+"-old")
+		u.Push(func() error { return os.Rename(pin+"-old", pin) })
+	}
+	t, err := makeOrAdopt(cfg)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, old := range aside {
+		errs = append(errs, os.Remove(old))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, errors.Join(fmt.Errorf("take an old table away: %w", err), t.remove())
+	}
+	return t, nil
+}
+
+// tableNames are those of our tables, as they are pinned.
+var tableNames = [...]string{
+	bpf.TableMapBackends, bpf.TableMapServiceMembers, bpf.TableMapSourceRanges, bpf.TableMapServiceSlots, bpf.TableMapMaglev,
+	bpf.TableMapServiceInfos, bpf.TableMapFrontends, bpf.TableMapAffinities, bpf.TableMapSocketPeers, bpf.TableMapSocketTargets,
+	bpf.TableMapSocketEvents,
+}
+
+func makeOrAdopt(cfg Config) (_ *tables, err error) {
 	spec, err := bpf.LoadTable()
 	if err != nil {
 		return nil, fmt.Errorf("read the tables object: %w", err)
