@@ -39,10 +39,11 @@
 // # Limits
 //
 // A socket of MPTCP is not known again: it sees its backend, and is not told when
-// that goes. A socket that is not connected and asks two services with one backend sees both
-// answers come from the one that it asked last. A reset is told to the client with
-// its next packet; one that only listens learns nothing. The port of SCTP is not
-// translated, so two services with one backend can not be asked from one port.
+// that goes. A socket that is not connected and asks two services with one backend
+// sees both answers come from the one that it asked last. A reset is told to the
+// client with its next packet; one that only listens learns nothing. The port of
+// SCTP is not translated, so two services with one backend can not be asked from
+// one port.
 //
 // # Lifetime
 //

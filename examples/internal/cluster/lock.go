@@ -41,6 +41,9 @@ func lock(dir string) (release func() error, err error) {
 		} else if err != nil {
 			return nil, err
 		}
+		if err := own(filepath.Dir(dir)); err != nil {
+			return nil, err
+		}
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // its owner has just removed the folder
@@ -102,6 +105,19 @@ func isAt(f *os.File, path string) bool {
 	}
 	there, err := os.Lstat(path)
 	return err == nil && os.SameFile(held, there)
+}
+
+// own gives the folder of all clusters back to root, if one who is not root has
+// made it: whoever owns it can put another folder into the place of one of ours.
+func own(dir string) error {
+	var st unix.Stat_t
+	if dir != DefaultDir || os.Geteuid() != 0 || unix.Stat(dir, &st) != nil || st.Uid == 0 {
+		return nil
+	}
+	if err := os.Chown(dir, 0, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s belongs to user %d, and not to root: %w", dir, st.Uid, err)
+	}
+	return nil
 }
 
 // removeEmpty removes a folder unless something is in it: another cluster may
