@@ -54,7 +54,7 @@ func (b *Balancer) RemoveBackend(service string, backend netip.AddrPort, how Rem
 		return fail(Touched{}, err)
 	}
 	err = errors.Join(err, b.change.Changed())
-	done, e := b.leave(departure{spec: k.spec, id: k.rows.id, backends: []netip.AddrPort{backend}, how: how})
+	done, e := b.leave(departure{spec: k.spec, id: k.rows.id, backends: []netip.AddrPort{backend}, how: how, counted: true})
 	if err = errors.Join(err, e); err != nil {
 		return fail(done, err)
 	}
@@ -104,6 +104,7 @@ type departure struct {
 	id       uint32
 	backends []netip.AddrPort
 	how      Removal
+	counted  bool // somebody wants to know how many flows there are
 }
 
 // departures are those of changes that are about to be carried out.
@@ -139,7 +140,7 @@ func (b *Balancer) leave(d departure) (done Touched, err error) {
 	var errs []error
 	for _, backend := range d.backends {
 		for _, f := range d.spec.Frontends {
-			if b.cfg.Flows != nil {
+			if b.cfg.Flows != nil && (d.counted || d.how.policy() == Purge) {
 				n, err := b.flowsOf(f, backend, d.how)
 				done.Flows += n
 				errs = append(errs, err)
