@@ -44,7 +44,8 @@ type Config struct {
 	// Sockets is how many connected sockets are remembered with what they were
 	// told to connect to, and how many destinations of datagram sockets that are not
 	// connected; 0: [DefaultSockets]. A connected one beyond it sees its backend as
-	// its peer, and does not end with it. Of the others those that have not sent for longest are forgotten.
+	// its peer, and does not end with it. Of the others those that have not sent for
+	// longest are forgotten. The room is taken at once, some 200 bytes for both.
 	Sockets int
 	// MaglevSize is the number of slots of a Maglev table, a prime up to 131071,
 	// best of at least a hundred times the backends of the largest such service; the

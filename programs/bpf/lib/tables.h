@@ -151,7 +151,6 @@ struct {
 	__type(key, __u64);
 	__type(value, struct socket_peer);
 	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 } socket_peers SEC(".maps");
 
 /* A socket may send to many, and nobody says which of them are over. */
