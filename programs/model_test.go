@@ -362,7 +362,7 @@ func (m *model) makeRoom(t conntrack.Tuple) (events []string) {
 	binary.BigEndian.PutUint16(key[34:], t.Dst.Port())
 	key[36] = uint8(t.Protocol)
 	word := func(i int) uint64 { return binary.NativeEndian.Uint64(key[8*i:]) }
-	place := uint32((word(4) ^ word(1)*3 ^ word(3)*5) * 0x9e3779b97f4a7c15 >> 56)
+	place := uint32((word(4) ^ word(1)*3 ^ word(3)*5) * 0x9e3779b97f4a7c15 >> 58)
 	old, taken := m.over[place]
 	m.over[place] = t
 	if f := m.flows[old]; taken && old != t && f != nil && f.closed && f.original == old {
