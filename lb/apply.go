@@ -133,7 +133,10 @@ func (b *Balancer) apply(changes []change) (applied bool, err error) {
 			b.addrUse[a] = u
 		}
 	}
-	return true, b.erase(before, after)
+	if err := b.erase(before, after); err != nil {
+		return true, fmt.Errorf("it is done, but what is old can not be taken away: %w", err)
+	}
+	return true, nil
 }
 
 func count(backends map[netip.AddrPort]int, addrs map[bpf.TableAddress]addrUse, c *compiled, n int) {

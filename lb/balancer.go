@@ -24,7 +24,7 @@ import (
 	"github.com/godatapath/datapath/maps"
 )
 
-// restBackend and restService are how long an identifier is not given to another
+// rest is how long the identifier of a backend or a service is not given to another
 // after its last use, besides that they are counted up: longer than the longest
 // time that a client is remembered.
 const rest = 2 * maxAffinity
@@ -110,7 +110,7 @@ func newBalancer(cfg Config) *Balancer {
 //
 // A frontend that another service has is os.ErrExist, tables that are full are
 // unix.E2BIG, input that can not be used is os.ErrInvalid. After an error all is
-// as before.
+// as before, unless it says that the change is done.
 func (b *Balancer) SetService(s Service) error {
 	if b.cfg.MaglevSize == 0 {
 		return invalid.Errorf("set service %q: the services were opened for reading", s.Name)

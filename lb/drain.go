@@ -46,8 +46,9 @@ func (k *kept) noteDraining(before *kept, now time.Time) {
 }
 
 // Sweep takes away the backends that drain and have no flow left, by
-// Config.Flows, or that have drained for Config.DrainTimeout. It returns how many
-// it has taken away.
+// Config.Flows and the sockets that are remembered, or that have drained for
+// Config.DrainTimeout: what is left of those ends as with [Reset]. It returns how
+// many it has taken away.
 func (b *Balancer) Sweep() (int, error) {
 	if b.cfg.MaglevSize == 0 {
 		return 0, invalid.Errorf("sweep the backends that drain: the services were opened for reading")

@@ -116,13 +116,13 @@ func TestAffinityExpires(t *testing.T) {
 	}
 	require.NoError(t, r.bal.SetService(s))
 	seen := map[netip.AddrPort]bool{}
-	for visit := range uint16(3) {
+	for visit := range uint16(4) {
 		first := r.send("from_endpoint", "blue", tcp(at(c.blue, 40000+visit), vip, packet.SYN)).ends()[1]
 		require.Equal(t, first, r.send("from_endpoint", "blue", tcp(at(c.blue, 41000+visit), vip, packet.SYN)).ends()[1])
 		seen[first] = true
 		time.Sleep(1100 * time.Millisecond)
 	}
-	require.Greater(t, len(seen), 1) // the same three times by chance: once in 4096
+	require.Greater(t, len(seen), 1) // the same four times by chance: once in 262144
 }
 
 // A datagram flow whose backend is purged goes to another with its next datagram.

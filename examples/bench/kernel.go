@@ -43,26 +43,29 @@ func (a *arena) addVeth(context.Context) error {
 
 // addForwarding puts a router between the two.
 func (a *arena) addForwarding(context.Context) error {
-	router, err := a.namespace()
+	_, c, err := a.routed()
 	if err != nil {
 		return err
 	}
+	c.name, c.title = nameForwarding, "kernel forwarding"
+	a.add(c)
+	return nil
+}
+
+// routed is a contestant with a router between its ends.
+func (a *arena) routed() (router space, c contestant, err error) {
+	if router, err = a.namespace(); err != nil {
+		return router, c, err
+	}
 	if err := router.forward(); err != nil {
-		return err
+		return router, c, err
 	}
 	client, _, err := a.host(router, 1, devices.DefaultMTU)
 	if err != nil {
-		return err
+		return router, c, err
 	}
-	server, serverAddr, err := a.host(router, 2, devices.DefaultMTU)
-	if err != nil {
-		return err
-	}
-	a.add(contestant{
-		name: nameForwarding, title: "kernel forwarding",
-		client: client.Namespace, server: server.Namespace, addr: serverAddr,
-	})
-	return nil
+	server, addr, err := a.host(router, 2, devices.DefaultMTU)
+	return router, contestant{client: client.Namespace, server: server.Namespace, addr: addr}, err
 }
 
 // addKernelVXLAN is the overlay as the kernel has it, at its fastest: nothing

@@ -9,8 +9,6 @@ import (
 	"net/netip"
 	"os/exec"
 	"strings"
-
-	"github.com/godatapath/datapath/devices"
 )
 
 // backendsOfRules is how many each service has, but for the one that is asked:
@@ -74,23 +72,12 @@ func (a *arena) addRules(ctx context.Context, name, title string, text func(rule
 	if err != nil {
 		return fmt.Errorf("%w: %w", errLeftOut, err)
 	}
-	router, err := a.namespace()
+	router, c, err := a.routed()
 	if err != nil {
 		return err
 	}
-	if err := router.forward(); err != nil {
-		return err
-	}
-	client, _, err := a.host(router, 1, devices.DefaultMTU)
-	if err != nil {
-		return err
-	}
-	server, serverAddr, err := a.host(router, 2, devices.DefaultMTU)
-	if err != nil {
-		return err
-	}
-	front := a.serviceAddr()
-	rules := text(a.newRuleSet(front, serverAddr, a.services))
+	c.name, c.title, c.front = name, title, a.serviceAddr()
+	rules := text(a.newRuleSet(c.front, c.addr, a.services))
 	err = router.Do(func() error {
 		cmd := exec.CommandContext(ctx, path, args...)
 		cmd.Stdin = strings.NewReader(rules)
@@ -103,10 +90,7 @@ func (a *arena) addRules(ctx context.Context, name, title string, text func(rule
 	if err != nil {
 		return err
 	}
-	a.add(contestant{
-		name: name, title: title,
-		client: client.Namespace, server: server.Namespace, addr: serverAddr, front: front,
-	})
+	a.add(c)
 	return nil
 }
 

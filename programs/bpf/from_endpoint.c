@@ -97,10 +97,9 @@ __global int slow(struct __sk_buff *skb, struct packet *p)
 
 	if (!p)
 		return TCX_DROP;
-	s = scratch_take();
+	s = scratch_take_empty(sizeof(struct decision));
 	if (!s)
 		return drop(skb, HOOK, DROP_NO_ROOM);
-	__builtin_memset(s->bytes, 0, sizeof(struct decision));
 	verdict = decide(skb, p, (struct decision *)s->bytes);
 	scratch_give_back(s);
 	return verdict;

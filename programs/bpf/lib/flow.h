@@ -298,15 +298,6 @@ static __always_inline struct flow *flow_claim_orphan(const struct tuple *t)
 
 _Static_assert(sizeof(struct flow) <= SCRATCH_SIZE, "a flow is written in the scratch room");
 
-/* An empty flow to be filled in. */
-static __always_inline struct flow *flow_draft(struct scratch *s)
-{
-	struct flow *f = (struct flow *)s->bytes;
-
-	__builtin_memset(f, 0, sizeof(*f));
-	return f;
-}
-
 /* So many source ports are tried for a flow whose answers would be taken for another's. */
 #define NAT_TRIES 32
 #define NAT_PORT_FIRST 1024
@@ -458,13 +449,13 @@ __global int flow_create(struct __sk_buff *skb, struct packet *p, struct decisio
 
 	if (!p || !d)
 		return DROP_NONE;
-	s = scratch_take();
+	s = scratch_take_empty(sizeof(struct flow));
 	if (!s) {
 		flow_count(FLOW_FAILED);
 		nat_note(&p->tuple, d);
 		return d->verdict.flags & VERDICT_TRANSLATE ? DROP_FLOWS_FULL : DROP_NONE;
 	}
-	err = flow_write(skb, p, d, flow_draft(s));
+	err = flow_write(skb, p, d, (struct flow *)s->bytes);
 	scratch_give_back(s);
 	return err;
 }

@@ -37,6 +37,16 @@ static __always_inline struct scratch *scratch_take(void)
 	return NULL;
 }
 
+/* The same with size bytes of zeros in it. */
+static __always_inline struct scratch *scratch_take_empty(__u32 size)
+{
+	struct scratch *s = scratch_take();
+
+	if (s)
+		__builtin_memset(s->bytes, 0, size);
+	return s;
+}
+
 static __always_inline void scratch_give_back(struct scratch *s)
 {
 	__sync_lock_test_and_set(&s->taken, 0);

@@ -185,11 +185,12 @@ __global int service_choose(struct service_work *w)
 		if (err != SERVICE_CHOSEN)
 			return err;
 		/* Before anything is remembered of the client. */
-		if (w->client.kind == AFFINITY_ADDRESS && !service_takes(w, &w->client.client))
+		if ((w->client.kind & AFFINITY_ADDRESS) && !service_takes(w, &w->client.client))
 			return DROP_SOURCE_RANGE;
 		if (!w->frontend.count)
 			return DROP_NO_BACKEND;
 		w->client.service = w->frontend.service;
+		w->client.kind &= ~(__u32)AFFINITY_LOCAL; /* of an earlier try */
 		if (w->frontend.flags & FRONTEND_LOCAL)
 			w->client.kind |= AFFINITY_LOCAL;
 		if (w->frontend.affinity) {

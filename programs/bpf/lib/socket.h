@@ -185,8 +185,8 @@ static __always_inline int socket_translate(struct bpf_sock_addr *ctx, struct so
 	w = (struct service_work *)s->bytes;
 	err = socket_choose(ctx, to, datagram, w);
 	/* Let go on, its packets would leave for the address of the service, where whoever is there answers. */
-	if (err == DROP_NO_BACKEND)
-		refusal = w->frontend.flags & FRONTEND_REJECT ? -ECONNREFUSED : -EHOSTUNREACH;
+	if (err > SERVICE_CHOSEN)
+		refusal = err == DROP_NO_BACKEND && (w->frontend.flags & FRONTEND_REJECT) ? -ECONNREFUSED : -EHOSTUNREACH;
 	else if (err == SERVICE_NONE && socket_is_nowhere(w, datagram))
 		refusal = -ECONNREFUSED;
 	scratch_give_back(s);
