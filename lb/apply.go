@@ -78,7 +78,8 @@ func (u addrUse) row() bpf.TableFrontend {
 func addrKey(a bpf.TableAddress) bpf.TableFrontendKey { return bpf.TableFrontendKey{Addr: a} }
 
 // apply writes the changes, all or none: first what is new, then the frontends,
-// which make it count, then what is less than before, then what is old goes.
+// which make it count, then what is old goes. The states of backends are ahead of
+// the sets meanwhile: whom a set has is not asked for his.
 // Those that can not be taken away do no harm, and leave with the next New; they
 // are the error if applied is true.
 func (b *Balancer) apply(changes []change) (applied bool, err error) {
@@ -164,11 +165,7 @@ func (b *Balancer) write(before, after *rows) (err error) {
 	if err := put(&u, t.backends, before.backends, after.backends); err != nil {
 		return err
 	}
-	// A backend that may no longer be chosen is still in the sets that are in use.
-	isLess := func(k bpf.TableMemberKey) bool {
-		return before.members[k].State != 0 && rank(after.members[k]) < rank(before.members[k])
-	}
-	if err := putIf(&u, t.members, before.members, after.members, func(k bpf.TableMemberKey) bool { return !isLess(k) }); err != nil {
+	if err := put(&u, t.members, before.members, after.members); err != nil {
 		return err
 	}
 	if err := put(&u, t.ranges, before.ranges, after.ranges); err != nil {
@@ -188,10 +185,7 @@ func (b *Balancer) write(before, after *rows) (err error) {
 	if err := putIf(&u, t.frontends, before.frontends, after.frontends, isAddr); err != nil {
 		return err
 	}
-	if err := putIf(&u, t.frontends, before.frontends, after.frontends, func(k bpf.TableFrontendKey) bool { return !isAddr(k) }); err != nil {
-		return err
-	}
-	return putIf(&u, t.members, before.members, after.members, isLess)
+	return putIf(&u, t.frontends, before.frontends, after.frontends, func(k bpf.TableFrontendKey) bool { return !isAddr(k) })
 }
 
 // explainFull says what to set where a table is full.
@@ -201,18 +195,6 @@ func (b *Balancer) explainFull(err error) error {
 	}
 	return fmt.Errorf("a table is full: raise Config.Frontends (%d), Backends (%d) or Maglevs (%d), or take others away first: %w",
 		b.cfg.Frontends, b.cfg.Backends, b.cfg.Maglevs, err)
-}
-
-// rank tells how readily a backend is chosen.
-func rank(m bpf.TableMember) int {
-	switch State(m.State) {
-	case Active:
-		return 2
-	case Terminating:
-		return 1
-	default:
-		return 0
-	}
 }
 
 // erase takes away what is left of the old state. What could not be taken away
