@@ -34,6 +34,8 @@ type Config struct {
 	// FragmentTimeout is how long the parts of one are waited for; 0: 30 s, as
 	// the receiver does (RFC 791 leaves it open, Linux takes 30 s).
 	FragmentTimeout time.Duration
+	// NAT lets flows leave in the node's name; nil: none does.
+	NAT *NAT
 	// Timeouts of idle flows.
 	Timeouts Timeouts
 	// Interval is the time between two passes of [Table.Run]; 0:
@@ -120,6 +122,13 @@ func (c Config) withDefaults() (Config, error) {
 		return c, invalid.Errorf("Interval is %s, want more than 0", c.Interval)
 	}
 	var err error
+	if c.NAT != nil {
+		n, err := c.NAT.withDefaults()
+		if err != nil {
+			return c, err
+		}
+		c.NAT = &n
+	}
 	c.Timeouts, err = c.Timeouts.withDefaults()
 	return c, err
 }

@@ -112,6 +112,16 @@ func (t *Table) loadPass() error {
 		return fmt.Errorf("read the expire object: %w", err)
 	}
 	replace := map[string]*ebpf.Map{flowsTable: t.flows.EBPF(), eventsTable: t.events.EBPF()}
+	if t.nat != nil && t.nat.hints != nil {
+		replace[natHintsTable] = t.nat.hints.EBPF()
+	}
+	for name, value := range t.natSettings() {
+		if v := spec.Variables[name]; v != nil {
+			if err := v.Set(value); err != nil {
+				return fmt.Errorf("load the pass over the flow table: setting %s: %w", name, err)
+			}
+		}
+	}
 	for name, m := range replace {
 		if ms := spec.Maps[name]; ms != nil {
 			ms.MaxEntries, ms.Flags = m.MaxEntries(), m.Flags()

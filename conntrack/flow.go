@@ -129,11 +129,11 @@ type Counters struct{ Packets, Bytes uint64 }
 
 // Verdict is what is done with the packets of one direction.
 type Verdict struct {
-	Action    string     // "to endpoint", "to overlay", "to host", "pass"; "" if not judged yet
+	Action    string     // "to endpoint", "to overlay", "to device", "to host", "pass"; "" if not judged yet
 	ArrivesOn int        // ifindex that the packets must have arrived on; 0: they come from the stack
 	SendsTo   int        // ifindex
 	VNI       uint32     // sent with; or that they must arrive with
-	Node      netip.Addr // the other end of the overlay
+	Node      netip.Addr // the other end of the overlay; to a device, the next hop
 }
 
 // Flow is one connection.
@@ -148,6 +148,12 @@ type Flow struct {
 	// 49 days where there are 1,000 a second.
 	Age, Idle     time.Duration
 	Forward, Back Verdict
+}
+
+// IsSourceTranslated tells whether the flow goes on with another source than it
+// came with: in the node's name, or through a service to itself.
+func (f Flow) IsSourceTranslated() bool {
+	return f.Original.Src != f.Reply.Dst
 }
 
 // Lookup returns the flow that packets of this tuple belong to, in either

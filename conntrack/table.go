@@ -5,6 +5,7 @@ package conntrack
 import (
 	"errors"
 	"fmt"
+	gomaps "maps"
 	"path/filepath"
 	"sync"
 
@@ -29,7 +30,7 @@ const (
 
 	// schema is raised when an entry that was written before must not be read
 	// as it is.
-	schema = 2
+	schema = 3
 )
 
 // Table is the flow table of a node. The programs write it; this side lists,
@@ -41,6 +42,7 @@ type Table struct {
 	head      *maps.Map[uint32, uint32]
 	events    *maps.Map[uint32, []uint64]
 	fragments *maps.Map[bpf.TableFragmentKey, bpf.TableFragments]
+	nat       *nat // nil without Config.NAT
 	clock     ticks.Clock
 
 	mu   sync.RWMutex  // held for reading while the pass runs
@@ -91,6 +93,9 @@ func New(cfg Config) (_ *Table, err error) {
 	if t.head, err = table[uint32, uint32](&u, head, 0, cfg, nil); err != nil {
 		return nil, err
 	}
+	if err := t.makeNAT(&u, spec); err != nil {
+		return nil, err
+	}
 	if err := t.loadPass(); err != nil {
 		return nil, err
 	}
@@ -120,6 +125,9 @@ func Open(pins string) (_ *Table, err error) {
 	}
 	events := maps.Spec[uint32, []uint64]{Map: spec.Maps[eventsTable], Schema: schema}
 	if t.events, err = maps.OpenSpec(filepath.Join(pins, eventsTable), events); err != nil {
+		return nil, err
+	}
+	if err := t.openNAT(pins, spec); err != nil {
 		return nil, err
 	}
 	if err := t.loadPass(); err != nil {
@@ -177,6 +185,7 @@ func (t *Table) Close() error {
 		errs = append(errs, t.pass.Close())
 		t.pass = nil
 	}
+	errs = append(errs, t.nat.close())
 	if t.head != nil {
 		errs = append(errs, t.head.Close())
 	}
@@ -201,7 +210,7 @@ func (t *Table) Remove() error {
 	if t.ring == nil {
 		return errors.New("remove the flow table: it was opened for reading")
 	}
-	return errors.Join(t.Close(), t.head.Remove(), t.fragments.Remove(), t.events.Remove(), t.ring.Remove(), t.flows.Remove())
+	return errors.Join(t.Close(), t.nat.remove(), t.head.Remove(), t.fragments.Remove(), t.events.Remove(), t.ring.Remove(), t.flows.Remove())
 }
 
 // DatapathParts makes the table a block of programs.Load.
@@ -217,6 +226,11 @@ func (t *Table) DatapathParts() block.Parts {
 			"unconfirmed_mask": uint32(t.ring.Capacity() - 1),
 			"fragment_timeout": t.clock.Of(t.cfg.FragmentTimeout),
 		}
+		gomaps.Copy(parts.Settings, t.natSettings())
+	}
+	if t.nat != nil && t.nat.hints != nil {
+		parts.Maps[unmasqueradedTable], parts.Maps[natHintsTable], parts.Maps[natEventsTable] = t.nat.prefixes.EBPF(), t.nat.hints.EBPF(), t.nat.events.EBPF()
+		parts.Bind = t.nat.epoch.Bind
 	}
 	return parts
 }

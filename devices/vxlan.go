@@ -254,7 +254,7 @@ func (c conn) overlayMTU(underlay string, ipv6 bool) (int, error) {
 	}
 	inner, err := OverlayMTU(min(mtu, MaxMTU), ipv6)
 	if err != nil {
-		return 0, fmt.Errorf("compute the MTU from underlay device %q with MTU %s: %w", underlay, strconv.Itoa(mtu), err)
+		return 0, fmt.Errorf("compute the MTU from device device %q with MTU %s: %w", underlay, strconv.Itoa(mtu), err)
 	}
 	return inner, nil
 }

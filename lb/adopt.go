@@ -239,7 +239,7 @@ func (b *Balancer) read() (found map[string]*kept, stray *rows, err error) {
 	for key, v := range all.ranges {
 		if k := sets[bigEndian(key.Set)]; k != nil {
 			k.rows.ranges[key] = v
-			k.spec.SourceRanges = append(k.spec.SourceRanges, wire.GoPrefix(bpf.TablePeerKey{Prefixlen: key.Prefixlen - 32, Addr: key.Addr}))
+			k.spec.SourceRanges = append(k.spec.SourceRanges, wire.GoPrefix(bpf.TablePrefixKey{Prefixlen: key.Prefixlen - 32, Addr: key.Addr}))
 			delete(all.ranges, key)
 		}
 	}

@@ -22,7 +22,7 @@ const (
 // Metric is one counter: what became of the packets that a program met.
 type Metric struct {
 	// Program is the hook: "from endpoint", "to endpoint", "from host",
-	// "from overlay" or "from underlay".
+	// "from overlay" or "from device".
 	Program string
 	// Direction is as an endpoint sees it: "egress" for what one has sent, that
 	// is, for Program "from endpoint", and "ingress" for all else. It is not a

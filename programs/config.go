@@ -7,12 +7,14 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"time"
 
 	"github.com/cilium/ebpf/link"
 
 	"github.com/godatapath/datapath/internal/block"
 	"github.com/godatapath/datapath/internal/bpf"
 	"github.com/godatapath/datapath/internal/invalid"
+	"github.com/godatapath/datapath/internal/ticks"
 	"github.com/godatapath/datapath/internal/wire"
 )
 
@@ -49,6 +51,14 @@ type Config struct {
 	// it, all that an endpoint receives has been judged where it came in, and
 	// nothing is attached that would look again.
 	EndpointRoutes bool
+	// StackRouting leaves the way out of the node to its stack, with its netfilter
+	// rules: what endpoints send there goes up the host pair and not straight to an
+	// uplink, with the source that it came with. It rules out masquerade.
+	StackRouting bool
+	// RouteAge is how long a way out that the node's routes have told is believed;
+	// 0: 5 s, up to 1 h. It is how late a change of routes is noticed that nobody
+	// has told by Bump.
+	RouteAge time.Duration
 	// Order is the place of our programs among others on the same hook; nil:
 	// behind all of them, since ours have the last word.
 	Order link.Anchor
@@ -70,6 +80,20 @@ func (c Config) settings() (map[string]any, error) {
 			return nil, invalid.Errorf("gateway %s: a second one of its family", a)
 		}
 		out[name] = wire.Addr(a)
+	}
+	if c.RouteAge == 0 {
+		c.RouteAge = 5 * time.Second
+	}
+	if c.RouteAge < 0 || c.RouteAge > time.Hour {
+		return nil, invalid.Errorf("RouteAge is %s, want up to 1 h", c.RouteAge)
+	}
+	clock, err := ticks.Kernel()
+	if err != nil {
+		return nil, err
+	}
+	out["route_age"] = clock.Of(c.RouteAge)
+	if c.StackRouting {
+		out["stack_routing"] = uint8(1)
 	}
 	return out, nil
 }
@@ -110,6 +134,9 @@ func parts(blocks []Block, settings map[string]any) (block.Parts, []func(func() 
 	}
 	if seen["services"] && !seen["flows"] {
 		return all, nil, invalid.Errorf("block services: it needs the flow table, which remembers what a packet was turned into: pass a conntrack.Table too")
+	}
+	if settings["stack_routing"] != nil && all.Settings["with_masquerade"] != nil {
+		return all, nil, invalid.Errorf("Config.StackRouting and conntrack.NAT.Masquerade are both set: the stack would send what endpoints send as it came")
 	}
 	if seen["peers"] && all.Settings["overlay_mtu"] == nil {
 		return all, nil, invalid.Errorf("block peers: no MTU")

@@ -60,30 +60,6 @@ func (d *Datapath) AttachOverlay(l Link) error {
 	return d.state.SetOverlay(uint32(l.Ifindex()))
 }
 
-// AttachUnderlay puts from_underlay on an uplink, a short cut that is optional:
-// packets of the overlay whose flow has its verdict go from there straight into their
-// endpoint, without the node's stack and the overlay device on their way. It
-// saves a quarter to a third of what the overlay adds to a veth. Such packets do not meet the
-// node's netfilter rules for input. The peers block must know the node's own
-// address (tunnel.Config.Node); everything else that arrives is left alone.
-func (d *Datapath) AttachUnderlay(l Link) error {
-	if d.programs[hookFromUnderlay.name] == nil {
-		return invalid.Errorf("attach the underlay: no block knows the node's own address: pass a tunnel.Peers to Load, with tunnel.Config.Node")
-	}
-	if _, err := d.attach(hookFromUnderlay, l.Ifindex()); err != nil {
-		return fmt.Errorf("attach the underlay: %w", err)
-	}
-	return nil
-}
-
-// DetachUnderlay takes from_underlay off an uplink. Nil if it is not there.
-func (d *Datapath) DetachUnderlay(l Link) error {
-	if err := d.detach(hookFromUnderlay, l.Ifindex()); err != nil {
-		return fmt.Errorf("detach the underlay: %w", err)
-	}
-	return nil
-}
-
 func (d *Datapath) pinOf(h hook, ifindex int) string {
 	if d.cfg.Pins == "" {
 		return ""

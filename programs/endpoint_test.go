@@ -160,13 +160,13 @@ func TestAttachWithoutTheBlock(t *testing.T) {
 	defer func() { assert.NoError(t, dp.Close()) }()
 	l := devices.Link{Index: ifindex}
 	for text, attach := range map[string]func(programs.Link) error{
-		"without a peers block": dp.AttachOverlay, "the node's own address": dp.AttachUnderlay,
+		"without a peers block": dp.AttachOverlay, "the node's own address": dp.AttachDevice,
 		"attach an endpoint: the datapath was loaded without": dp.AttachEndpoint, "prepare an endpoint: the datapath was loaded without": dp.PrepareEndpoint,
 	} {
 		require.ErrorContains(t, attach(l), text)
 	}
 	require.Empty(t, on(t, ns, ifindex, programs.Ingress))
-	for _, name := range []string{"from_endpoint", "to_endpoint", "from_overlay", "from_underlay"} {
+	for _, name := range []string{"from_endpoint", "to_endpoint", "from_overlay", "from_device"} {
 		require.Nil(t, dp.Program(name), "%s is of no use and not loaded", name)
 	}
 }

@@ -32,10 +32,14 @@ var (
 	hookToEndpoint   = hook{"to_endpoint", bpf.TableProgramPROGRAM_TO_ENDPOINT, Egress, bpf.LoadToEndpoint}
 	hookFromHost     = hook{"from_host", bpf.TableProgramPROGRAM_FROM_HOST, Ingress, bpf.LoadFromHost}
 	hookFromOverlay  = hook{"from_overlay", bpf.TableProgramPROGRAM_FROM_OVERLAY, Ingress, bpf.LoadFromOverlay}
-	hookFromUnderlay = hook{"from_underlay", bpf.TableProgramPROGRAM_FROM_UNDERLAY, Ingress, bpf.LoadFromUnderlay}
+	hookFromDevice   = hook{"from_device", bpf.TableProgramPROGRAM_FROM_DEVICE, Ingress, bpf.LoadFromDevice}
 )
 
-const attachedTable = bpf.TableMapEndpointAttached
+const (
+	attachedTable      = bpf.TableMapEndpointAttached
+	uplinksTable       = bpf.TableMapUplinks
+	nodeAddressesTable = bpf.TableMapNodeAddresses
+)
 
 // Datapath is the programs of one node, loaded with the tables of its blocks.
 // Its methods may be called concurrently.
@@ -44,6 +48,8 @@ type Datapath struct {
 	state     *node.State
 	attached  *ebpf.Map // endpoints whose programs are attached: ifindex to id
 	endpoints *ebpf.Map // the endpoint table by ifindex, ours to close; nil: no such block
+	uplinks   *ebpf.Map // ifindex to addresses
+	addresses *ebpf.Map // the node's own
 	programs  map[string]*ebpf.Program
 
 	overlayPort uint16 // UDP, of the peers block; 0: there is none
@@ -89,7 +95,7 @@ func Load(cfg Config, blocks ...Block) (_ *Datapath, err error) {
 			return nil, fmt.Errorf("load the datapath: %w", explainPermission(err))
 		}
 		u.Push(takeBack)
-		for _, name := range []string{attachedTable, node.PinName} {
+		for _, name := range []string{attachedTable, uplinksTable, nodeAddressesTable, node.PinName} {
 			undoNew(&u, filepath.Join(cfg.Pins, name))
 		}
 	}
@@ -104,6 +110,13 @@ func Load(cfg Config, blocks ...Block) (_ *Datapath, err error) {
 		return nil, fmt.Errorf("load the datapath: %w", err)
 	}
 	all.Maps[attachedTable] = d.attached
+	if d.uplinks, err = makeOwn(cfg.Pins, uplinksTable); err != nil {
+		return nil, fmt.Errorf("load the datapath: %w", err)
+	}
+	if d.addresses, err = makeOwn(cfg.Pins, nodeAddressesTable); err != nil {
+		return nil, fmt.Errorf("load the datapath: %w", err)
+	}
+	all.Maps[uplinksTable], all.Maps[nodeAddressesTable] = d.uplinks, d.addresses
 	if m := all.Maps[bpf.TableMapEndpointByIfindex]; m != nil {
 		if d.endpoints, err = m.Clone(); err != nil {
 			return nil, fmt.Errorf("load the datapath: hold the endpoint table: %w", err)
@@ -117,6 +130,9 @@ func Load(cfg Config, blocks ...Block) (_ *Datapath, err error) {
 		if err := d.prune(); err != nil {
 			return nil, fmt.Errorf("load the datapath: %w", err)
 		}
+	}
+	if err := d.pruneUplinks(); err != nil {
+		return nil, fmt.Errorf("load the datapath: %w", err)
 	}
 	for _, bind := range binds {
 		bind(d.state.Bump)
@@ -150,9 +166,9 @@ func (d *Datapath) hooks(all block.Parts) []hook {
 	}
 	if all.Maps[bpf.TableMapPeers] != nil {
 		hooks = append(hooks, hookFromOverlay)
-		if all.Settings[bpf.FromUnderlayVarOverlayNode] != nil && all.Maps[bpf.TableMapFlows] != nil {
-			hooks = append(hooks, hookFromUnderlay)
-		}
+	}
+	if all.Maps[bpf.TableMapFlows] != nil {
+		hooks = append(hooks, hookFromDevice)
 	}
 	return hooks
 }
@@ -268,6 +284,34 @@ func makeAttached(pins string, endpoints *ebpf.Map) (*ebpf.Map, error) {
 	return pinNew(ms, path, old)
 }
 
+// makeOwn makes, or opens, a table of the programs' own.
+func makeOwn(pins, name string) (*ebpf.Map, error) {
+	spec, err := bpf.LoadTable()
+	if err != nil {
+		return nil, fmt.Errorf("read the tables object: %w", err)
+	}
+	ms := spec.Maps[name]
+	if pins == "" {
+		m, err := ebpf.NewMap(ms)
+		if err != nil {
+			return nil, fmt.Errorf("make table %s: %w", name, err)
+		}
+		return m, nil
+	}
+	path := filepath.Join(pins, name)
+	old, err := ebpf.LoadPinnedMap(path, nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return pinNew(ms, path, nil)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open table %s: %w", path, err)
+	}
+	if err := ms.Compatible(old); err != nil {
+		return nil, errors.Join(fmt.Errorf("open table %s: it is not ours, take it away: %w", path, err), old.Close())
+	}
+	return old, nil
+}
+
 // pinNew makes a table with the entries of old, which may be nil, and puts it at
 // path in one step. An entry for which there is no room is of an endpoint that
 // is gone.
@@ -350,7 +394,7 @@ func (d *Datapath) release() error {
 	for _, p := range d.programs {
 		errs = append(errs, p.Close())
 	}
-	for _, m := range []*ebpf.Map{d.attached, d.endpoints} {
+	for _, m := range []*ebpf.Map{d.attached, d.endpoints, d.uplinks, d.addresses} {
 		if m != nil {
 			errs = append(errs, m.Close())
 		}
@@ -377,7 +421,7 @@ func (d *Datapath) Remove() error {
 	d.links, d.order = nil, nil
 	if d.cfg.Pins != "" {
 		errs = append(errs, removePinnedLinks(d.cfg.Pins))
-		for _, name := range []string{attachedTable, node.PinName} {
+		for _, name := range []string{attachedTable, uplinksTable, nodeAddressesTable, node.PinName} {
 			if err := os.Remove(filepath.Join(d.cfg.Pins, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("remove the datapath: %w", err))
 			}

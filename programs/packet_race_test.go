@@ -103,9 +103,9 @@ func TestChangeBetweenVerdictAndFlow(t *testing.T) {
 func (r *rig) moveRed(to netip.Addr) {
 	r.t.Helper()
 	m := r.peers.DatapathParts().Maps[bpf.TableMapPeers]
-	var k bpf.TablePeerKey
+	var k bpf.TablePrefixKey
 	var v bpf.TablePeer
-	moved := map[bpf.TablePeerKey]bpf.TablePeer{}
+	moved := map[bpf.TablePrefixKey]bpf.TablePeer{}
 	all := m.Iterate()
 	for all.Next(&k, &v) {
 		v.Node = wire.Addr(to)

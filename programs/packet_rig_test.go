@@ -541,7 +541,7 @@ var programSpecs = sync.OnceValue(func() map[string]*ebpf.CollectionSpec {
 	out := map[string]*ebpf.CollectionSpec{}
 	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){
 		"from_endpoint": bpf.LoadFromEndpoint, "to_endpoint": bpf.LoadToEndpoint,
-		"from_host": bpf.LoadFromHost, "from_overlay": bpf.LoadFromOverlay, "from_underlay": bpf.LoadFromUnderlay,
+		"from_host": bpf.LoadFromHost, "from_overlay": bpf.LoadFromOverlay, "from_device": bpf.LoadFromDevice,
 	} {
 		spec, err := load()
 		if err != nil {

@@ -17,7 +17,7 @@ import (
 
 var (
 	ownNode = netip.MustParseAddr("172.16.16.11")
-	uplink  = port{program: "from_underlay", ifindex: netIfindex}
+	uplink  = port{program: "from_device", ifindex: netIfindex}
 )
 
 // outer is a frame of the overlay as it comes in at the uplink.
@@ -72,7 +72,7 @@ func TestUnderlayShortCut(t *testing.T) {
 		require.Equal(t, long.frame, short.frame)
 		require.Equal(t, long.sent, short.sent)
 		require.NoError(t, packet.Check(short.frame))
-		require.Equal(t, map[string]uint64{"from underlay: to endpoint": 1}, short.counted)
+		require.Equal(t, map[string]uint64{"from device: to endpoint": 1}, short.counted)
 		require.Len(t, short.flows, 1)
 		require.Equal(t, rediret, r.send(uplink, good.around(segment(packet.FIN|packet.ACK))).verdict)
 
@@ -126,19 +126,19 @@ func TestUnderlayShortCut(t *testing.T) {
 	}
 }
 
-func TestAttachUnderlayNeedsTheNode(t *testing.T) {
+func TestAttachDeviceNeedsTheNode(t *testing.T) {
 	r := newRig(t, rigConfig{})
-	require.ErrorContains(t, r.dp.AttachUnderlay(link{1}), "tunnel.Config.Node")
+	require.ErrorContains(t, r.dp.AttachDevice(link{1}), "tunnel.Config.Node")
 
 	r = newRig(t, rigConfig{tunnel: tunnel.Config{Node: ownNode}})
-	require.NoError(t, r.dp.AttachUnderlay(link{1}))
-	require.NoError(t, r.dp.AttachUnderlay(link{1}))
+	require.NoError(t, r.dp.AttachDevice(link{1}))
+	require.NoError(t, r.dp.AttachDevice(link{1}))
 	hooks, err := programs.Hooks(r.ns, 1)
 	require.NoError(t, err)
 	require.Len(t, hooks[0].Programs, 1)
-	require.Equal(t, "from_underlay", hooks[0].Programs[0].Name)
-	require.NoError(t, r.dp.DetachUnderlay(link{1}))
-	require.NoError(t, r.dp.DetachUnderlay(link{1}))
+	require.Equal(t, "from_device", hooks[0].Programs[0].Name)
+	require.NoError(t, r.dp.DetachDevice(link{1}))
+	require.NoError(t, r.dp.DetachDevice(link{1}))
 }
 
 // The short cut undoes the translation of a service as the long way does, in

@@ -109,7 +109,7 @@ func BenchmarkPath(b *testing.B) {
 	overlayEmpty := r.overlayProgram(redNode, redIdentity, empty)
 
 	outside := outer{src: redNode, dst: ownNode, port: tunnel.DefaultPort, vni: redIdentity}.around(ack(tcp(red4, blue4, 80, 3000, packet.ACK)))[:50]
-	underlay := r.wrapProgram(outside, r.dp.Program("from_underlay"))
+	underlay := r.wrapProgram(outside, r.dp.Program("from_device"))
 	// The packet must be as before for the next run, so the headers come off without us too.
 	strip := r.wrapProgram(outside, yardstick.Program(b, "strip", asm.Instructions{
 		asm.Mov.Imm(asm.R2, -int32(len(outside))), asm.Mov.Imm(asm.R3, 1), asm.Mov.Imm(asm.R4, 1<<7), // BPF_F_ADJ_ROOM_DECAP_L3_IPV4
@@ -146,7 +146,7 @@ func BenchmarkPath(b *testing.B) {
 			&runner{name: f + " from_overlay to endpoint", prog: overlay, frame: ack(tcp(red, blue, 80, 2000, packet.ACK)), base: "overlay empty", limit: 4},
 		)
 		if f == "IPv4" { // a test run can not be told that IPv4 is around IPv6
-			all = append(all, &runner{name: f + " from_underlay to endpoint", prog: underlay, frame: ack(tcp(red, blue, 80, 3000, packet.ACK)), base: "headers off"})
+			all = append(all, &runner{name: f + " from_device to endpoint", prog: underlay, frame: ack(tcp(red, blue, 80, 3000, packet.ACK)), base: "headers off"})
 		}
 	}
 	for _, x := range all {

@@ -89,7 +89,7 @@ type Peer struct {
 type Peers struct {
 	cfg    Config
 	mu     sync.Mutex
-	table  *maps.Map[bpf.TablePeerKey, bpf.TablePeer]
+	table  *maps.Map[bpf.TablePrefixKey, bpf.TablePeer]
 	change *node.Epoch
 }
 
@@ -159,32 +159,32 @@ func Open(pins string) (*Peers, error) {
 }
 
 // tableSpec is the table as the compiled objects describe it.
-func tableSpec() (maps.Spec[bpf.TablePeerKey, bpf.TablePeer], error) {
+func tableSpec() (maps.Spec[bpf.TablePrefixKey, bpf.TablePeer], error) {
 	spec, err := bpf.LoadTable()
 	if err != nil {
-		return maps.Spec[bpf.TablePeerKey, bpf.TablePeer]{}, fmt.Errorf("read the tables object: %w", err)
+		return maps.Spec[bpf.TablePrefixKey, bpf.TablePeer]{}, fmt.Errorf("read the tables object: %w", err)
 	}
-	return maps.Spec[bpf.TablePeerKey, bpf.TablePeer]{Map: spec.Maps[peersTable], Schema: peersSchema}, nil
+	return maps.Spec[bpf.TablePrefixKey, bpf.TablePeer]{Map: spec.Maps[peersTable], Schema: peersSchema}, nil
 }
 
-func (p *Peers) entry(peer Peer) (bpf.TablePeerKey, bpf.TablePeer, error) {
+func (p *Peers) entry(peer Peer) (bpf.TablePrefixKey, bpf.TablePeer, error) {
 	var v bpf.TablePeer
 	prefix, err := wire.CheckPrefix(peer.Prefix)
 	if err != nil {
-		return bpf.TablePeerKey{}, v, err
+		return bpf.TablePrefixKey{}, v, err
 	}
 	addr, err := wire.CheckAddr(peer.Node)
 	if err != nil {
-		return bpf.TablePeerKey{}, v, fmt.Errorf("prefix %s: node: %w", prefix, err)
+		return bpf.TablePrefixKey{}, v, fmt.Errorf("prefix %s: node: %w", prefix, err)
 	}
 	if p.cfg.Port != 0 && addr.Is6() != p.cfg.IPv6 {
-		return bpf.TablePeerKey{}, v, invalid.Errorf("prefix %s: node %s is not of the underlay's family: set Config.IPv6 to %t", prefix, addr, addr.Is6())
+		return bpf.TablePrefixKey{}, v, invalid.Errorf("prefix %s: node %s is not of the underlay's family: set Config.IPv6 to %t", prefix, addr, addr.Is6())
 	}
 	key := wire.PrefixKey(prefix)
 	v.Node, v.Prefixlen = wire.Addr(addr), key.Prefixlen
 	if peer.VNI != 0 {
 		if !maps.Identity(peer.VNI).Valid() {
-			return bpf.TablePeerKey{}, v, invalid.Errorf("prefix %s: VNI %d is not an identity", prefix, peer.VNI)
+			return bpf.TablePrefixKey{}, v, invalid.Errorf("prefix %s: VNI %d is not an identity", prefix, peer.VNI)
 		}
 		v.Vni, v.Flags = peer.VNI, uint32(bpf.TablePeerFlagPEER_FIXED_VNI)
 	}
@@ -219,7 +219,7 @@ func (p *Peers) Delete(prefix netip.Prefix) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n, err := p.table.DeleteAll([]bpf.TablePeerKey{wire.PrefixKey(prefix)})
+	n, err := p.table.DeleteAll([]bpf.TablePrefixKey{wire.PrefixKey(prefix)})
 	if err != nil {
 		return fmt.Errorf("delete peer %s: %w", prefix, err)
 	}
@@ -235,7 +235,7 @@ func (p *Peers) Delete(prefix netip.Prefix) error {
 // is new is there before what is old goes, as far as there is room for both.
 // What is right already is not written.
 func (p *Peers) Sync(all []Peer) (maps.Changes, error) {
-	want := make(map[bpf.TablePeerKey]bpf.TablePeer, len(all))
+	want := make(map[bpf.TablePrefixKey]bpf.TablePeer, len(all))
 	var errs []error
 	for _, peer := range all {
 		key, value, err := p.entry(peer)
@@ -254,7 +254,7 @@ func (p *Peers) Sync(all []Peer) (maps.Changes, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	changes, err := p.table.Sync(func(yield func(bpf.TablePeerKey, bpf.TablePeer) bool) {
+	changes, err := p.table.Sync(func(yield func(bpf.TablePrefixKey, bpf.TablePeer) bool) {
 		for k, v := range want {
 			if !yield(k, v) {
 				return
@@ -297,7 +297,7 @@ func (p *Peers) Lookup(addr netip.Addr) (netip.Addr, error) {
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("look up a peer: %w", err)
 	}
-	v, err := p.table.Lookup(bpf.TablePeerKey{Prefixlen: 128, Addr: wire.Addr(addr)})
+	v, err := p.table.Lookup(bpf.TablePrefixKey{Prefixlen: 128, Addr: wire.Addr(addr)})
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("look up the peer of %s: %w", addr, err)
 	}

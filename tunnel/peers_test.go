@@ -301,7 +301,7 @@ func TestPins(t *testing.T) {
 	require.NoError(t, err)
 	ms := spec.Maps[peersTable]
 	ms.MaxEntries = 8
-	other, err := dpmaps.New(dpmaps.Spec[bpf.TablePeerKey, bpf.TablePeer]{Map: ms, Schema: peersSchema + 1}, cfg.Config)
+	other, err := dpmaps.New(dpmaps.Spec[bpf.TablePrefixKey, bpf.TablePeer]{Map: ms, Schema: peersSchema + 1}, cfg.Config)
 	require.NoError(t, err)
 	_, err = New(cfg)
 	require.ErrorAs(t, err, &incompatible)

@@ -226,10 +226,10 @@ func TestCongestionOnTheUnderlay(t *testing.T) {
 				}{
 					{notECT, notECT, notECT, 1}, {ect0, ect0, ect0, 1}, {ce, ect0, ce, 0}, {ce, ect1, ce, 0}, {ect0, ect0, ect0, 1},
 				} {
-					before := packetsOf(t, node, "from underlay", "to endpoint")
+					before := packetsOf(t, node, "from device", "to endpoint")
 					arrives(row.outer, row.inner)
 					require.Equal(t, row.heard, hearECN(t, b), "IPv%d: %d outside, %d inside", family, row.outer, row.inner)
-					require.Equal(t, row.short, packetsOf(t, node, "from underlay", "to endpoint")-before, "IPv%d: %d outside, %d inside", family, row.outer, row.inner)
+					require.Equal(t, row.short, packetsOf(t, node, "from device", "to endpoint")-before, "IPv%d: %d outside, %d inside", family, row.outer, row.inner)
 				}
 				// The sender would not understand the mark, so the packet is lost.
 				arrives(ce, notECT)

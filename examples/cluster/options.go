@@ -20,7 +20,8 @@ What a killed run has left, the next one of the same -name clears away.
 Flags:
   -nodes N         nodes, 1 to %d (2)
   -endpoints N     endpoints on each node, 0 to %d (2)
-  -mode vxlan      how nodes reach one another's endpoints; vxlan is all there is
+  -mode MODE       how nodes reach one another's endpoints: vxlan, or native, by
+                   routes of the underlay (vxlan)
   -services N      services over the endpoints, 0 to %d (0): number i is reached
                    at 10.96.x.y:80 (x.y is i) and [fd00:96::i]:80, TCP and UDP
   -backends M      backends of each service, 1 to %d (3)
@@ -84,13 +85,14 @@ func parse(args []string) (options, error) {
 		err = fmt.Errorf("-services %d: want 0 to %d", o.cluster.Services, cluster.MaxServices)
 	case *backends < 1 || *backends > cluster.MaxBackends:
 		err = fmt.Errorf("-backends %d: want 1 to %d", *backends, cluster.MaxBackends)
-	case *mode != "vxlan":
-		err = fmt.Errorf("-mode %s: there is only vxlan", *mode)
+	case *mode != "vxlan" && *mode != "native":
+		err = fmt.Errorf("-mode %s: want vxlan or native", *mode)
 	case *port < 1 || *port > 65535:
 		err = fmt.Errorf("-port %d: want 1 to 65535", *port)
 	case o.cluster.Name == "":
 		err = errors.New("-name: want a name")
 	default:
+		o.cluster.Native = *mode == "native"
 		o.cluster.Nodes, o.cluster.Endpoints, o.cluster.Port = *nodes, *endpoints, uint16(*port)
 		if *endpoints == 0 {
 			o.cluster.Endpoints = -1 // 0 is the default there

@@ -106,19 +106,14 @@ func (p *planner) plan(c *cluster.Cluster) error {
 			}
 		}
 		if next != n {
-			// Of the other family no overlay leads to it.
-			own := next.Underlay()
-			family := 6
-			if own.Is4() {
-				family = 4
-			}
-			var addrs [2]netip.Addr
-			addrs[family/6] = own
-			if err := p.echo("endpoint to node", first, nodeEnd(next, " underlay", addrs), family); err != nil {
+			if err := p.echo("endpoint to node", first, nodeEnd(next, " underlay", [2]netip.Addr{next.Addrs[0].Addr(), next.Addrs[1].Addr()})); err != nil {
 				return err
 			}
 		}
 		if err := p.services(c, n, next); err != nil {
+			return err
+		}
+		if err := p.outside(c, n); err != nil {
 			return err
 		}
 	}
@@ -154,11 +149,17 @@ func (p *planner) sizes(relation string, from, to end, n *cluster.Node) {
 	p.add(relation, from, to, fmt.Sprintf("packet of %d bytes", largePacket), bothFamilies, func(ctx context.Context, family int) (time.Duration, error) {
 		return probe.Ping(ctx, from.ns, to.addr(family), largePacket)
 	})
-	p.add(relation, from, to, fmt.Sprintf("packet of %d, told MTU %d", tooBigPacket, n.VXLAN.MTU), bothFamilies, func(ctx context.Context, family int) (time.Duration, error) {
-		return probe.TooBig(ctx, from.ns, to.addr(family), tooBigPacket, n.VXLAN.MTU, n.Gateway(family))
-	})
+	if n.MTU < tooBigPacket {
+		p.tooBig(relation, from, to, n)
+	}
 	p.add(relation, from, to, fmt.Sprintf("datagram of %d in fragments", largeDatagram), bothFamilies, func(ctx context.Context, family int) (time.Duration, error) {
 		return probe.UDP(ctx, from.ns, p.at(to, family), largeDatagram)
+	})
+}
+
+func (p *planner) tooBig(relation string, from, to end, n *cluster.Node) {
+	p.add(relation, from, to, fmt.Sprintf("packet of %d, told MTU %d", tooBigPacket, n.MTU), bothFamilies, func(ctx context.Context, family int) (time.Duration, error) {
+		return probe.TooBig(ctx, from.ns, to.addr(family), tooBigPacket, n.MTU, n.Gateway(family))
 	})
 }
 

@@ -18,9 +18,12 @@ func showTables(c *cluster.Cluster, out io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", n.Name, err)
 		}
-		p, err := show.Peers(n.Peers)
-		if err != nil {
-			return fmt.Errorf("%s: %w", n.Name, err)
+		if n.Peers != nil {
+			p, err := show.Peers(n.Peers)
+			if err != nil {
+				return fmt.Errorf("%s: %w", n.Name, err)
+			}
+			peers = append(peers, show.Under(n.Name, show.PeerRows(p))...)
 		}
 		f, err := show.Stats(n.Flows)
 		if err != nil {
@@ -31,7 +34,6 @@ func showTables(c *cluster.Cluster, out io.Writer) error {
 			return fmt.Errorf("%s: %w", n.Name, err)
 		}
 		endpoints = append(endpoints, show.Under(n.Name, show.EndpointRows(e))...)
-		peers = append(peers, show.Under(n.Name, show.PeerRows(p))...)
 		flows = append(flows, show.Under(n.Name, []show.Row{f.Row()})...)
 		metrics = append(metrics, show.Under(n.Name, show.MetricRows(m))...)
 	}
@@ -58,12 +60,12 @@ func showTables(c *cluster.Cluster, out io.Writer) error {
 		{"Connection tracking", flows, show.FlowsLegend},
 		{"What became of the packets", metrics, show.MetricsLegend},
 	}, services...) {
+		if len(t.rows) == 0 {
+			continue
+		}
 		fmt.Fprintf(out, "\n%s\n", t.title)
 		if err := show.Write(out, "  ", t.rows); err != nil {
 			return err
-		}
-		if len(t.rows) == 0 {
-			continue
 		}
 		for _, line := range t.legend {
 			fmt.Fprintf(out, "  * %s\n", line)

@@ -28,6 +28,9 @@ const (
 	DestroyMapFrontends         = "frontends"
 	DestroyMapMaglev            = "maglev"
 	DestroyMapMetrics           = "metrics"
+	DestroyMapNatEvents         = "nat_events"
+	DestroyMapNatHints          = "nat_hints"
+	DestroyMapNodeAddresses     = "node_addresses"
 	DestroyMapPeers             = "peers"
 	DestroyMapServiceInfos      = "service_infos"
 	DestroyMapServiceMembers    = "service_members"
@@ -37,6 +40,8 @@ const (
 	DestroyMapSocketRequests    = "socket_requests"
 	DestroyMapSocketTargets     = "socket_targets"
 	DestroyMapSourceRanges      = "source_ranges"
+	DestroyMapUnmasqueraded     = "unmasqueraded"
+	DestroyMapUplinks           = "uplinks"
 	DestroyProgEndTcp           = "end_tcp"
 	DestroyProgEndUdp           = "end_udp"
 	DestroyVarFlowRingHead      = "flow_ring_head"
@@ -105,6 +110,9 @@ type DestroyMapSpecs struct {
 	Frontends         *ebpf.MapSpec `ebpf:"frontends"`
 	Maglev            *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
+	NatEvents         *ebpf.MapSpec `ebpf:"nat_events"`
+	NatHints          *ebpf.MapSpec `ebpf:"nat_hints"`
+	NodeAddresses     *ebpf.MapSpec `ebpf:"node_addresses"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	ServiceInfos      *ebpf.MapSpec `ebpf:"service_infos"`
 	ServiceMembers    *ebpf.MapSpec `ebpf:"service_members"`
@@ -114,6 +122,8 @@ type DestroyMapSpecs struct {
 	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
 	SocketTargets     *ebpf.MapSpec `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
+	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
+	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
 }
 
 // DestroyVariableSpecs contains global variables before they are loaded into the kernel.
@@ -156,6 +166,9 @@ type DestroyMaps struct {
 	Frontends         *ebpf.Map `ebpf:"frontends"`
 	Maglev            *ebpf.Map `ebpf:"maglev"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
+	NatEvents         *ebpf.Map `ebpf:"nat_events"`
+	NatHints          *ebpf.Map `ebpf:"nat_hints"`
+	NodeAddresses     *ebpf.Map `ebpf:"node_addresses"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	ServiceInfos      *ebpf.Map `ebpf:"service_infos"`
 	ServiceMembers    *ebpf.Map `ebpf:"service_members"`
@@ -165,6 +178,8 @@ type DestroyMaps struct {
 	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
 	SocketTargets     *ebpf.Map `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
+	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
+	Uplinks           *ebpf.Map `ebpf:"uplinks"`
 }
 
 func (m *DestroyMaps) Close() error {
@@ -181,6 +196,9 @@ func (m *DestroyMaps) Close() error {
 		m.Frontends,
 		m.Maglev,
 		m.Metrics,
+		m.NatEvents,
+		m.NatHints,
+		m.NodeAddresses,
 		m.Peers,
 		m.ServiceInfos,
 		m.ServiceMembers,
@@ -190,6 +208,8 @@ func (m *DestroyMaps) Close() error {
 		m.SocketRequests,
 		m.SocketTargets,
 		m.SourceRanges,
+		m.Unmasqueraded,
+		m.Uplinks,
 	)
 }
 

@@ -29,6 +29,9 @@ const (
 	ExpireMapFrontends          = "frontends"
 	ExpireMapMaglev             = "maglev"
 	ExpireMapMetrics            = "metrics"
+	ExpireMapNatEvents          = "nat_events"
+	ExpireMapNatHints           = "nat_hints"
+	ExpireMapNodeAddresses      = "node_addresses"
 	ExpireMapPeers              = "peers"
 	ExpireMapScratchPieces      = "scratch_pieces"
 	ExpireMapServiceInfos       = "service_infos"
@@ -39,6 +42,8 @@ const (
 	ExpireMapSocketRequests     = "socket_requests"
 	ExpireMapSocketTargets      = "socket_targets"
 	ExpireMapSourceRanges       = "source_ranges"
+	ExpireMapUnmasqueraded      = "unmasqueraded"
+	ExpireMapUplinks            = "uplinks"
 	ExpireProgFlowPass          = "flow_pass"
 	ExpireVarFlowRingHead       = "flow_ring_head"
 	ExpireVarFragmentTimeout    = "fragment_timeout"
@@ -47,6 +52,9 @@ const (
 	ExpireVarHairpinIpv4        = "hairpin_ipv4"
 	ExpireVarHairpinIpv6        = "hairpin_ipv6"
 	ExpireVarMaglevSize         = "maglev_size"
+	ExpireVarNatCount           = "nat_count"
+	ExpireVarNatFirst           = "nat_first"
+	ExpireVarNatMask            = "nat_mask"
 	ExpireVarNode               = "node"
 	ExpireVarOverlayChecksum    = "overlay_checksum"
 	ExpireVarOverlayIpv6        = "overlay_ipv6"
@@ -54,11 +62,15 @@ const (
 	ExpireVarOverlayNode        = "overlay_node"
 	ExpireVarOverlayPassForeign = "overlay_pass_foreign"
 	ExpireVarOverlayPort        = "overlay_port"
+	ExpireVarRouteAge           = "route_age"
 	ExpireVarSocketNetns        = "socket_netns"
 	ExpireVarSocketNode         = "socket_node"
+	ExpireVarStackRouting       = "stack_routing"
 	ExpireVarUnconfirmedMask    = "unconfirmed_mask"
 	ExpireVarWithEndpoints      = "with_endpoints"
 	ExpireVarWithFlows          = "with_flows"
+	ExpireVarWithMasquerade     = "with_masquerade"
+	ExpireVarWithNat            = "with_nat"
 	ExpireVarWithOverlay        = "with_overlay"
 	ExpireVarWithServices       = "with_services"
 	ExpireVarWithTranslation    = "with_translation"
@@ -126,6 +138,9 @@ type ExpireMapSpecs struct {
 	Frontends         *ebpf.MapSpec `ebpf:"frontends"`
 	Maglev            *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
+	NatEvents         *ebpf.MapSpec `ebpf:"nat_events"`
+	NatHints          *ebpf.MapSpec `ebpf:"nat_hints"`
+	NodeAddresses     *ebpf.MapSpec `ebpf:"node_addresses"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
 	ServiceInfos      *ebpf.MapSpec `ebpf:"service_infos"`
@@ -136,6 +151,8 @@ type ExpireMapSpecs struct {
 	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
 	SocketTargets     *ebpf.MapSpec `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
+	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
+	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
 }
 
 // ExpireVariableSpecs contains global variables before they are loaded into the kernel.
@@ -149,6 +166,9 @@ type ExpireVariableSpecs struct {
 	HairpinIpv4        *ebpf.VariableSpec `ebpf:"hairpin_ipv4"`
 	HairpinIpv6        *ebpf.VariableSpec `ebpf:"hairpin_ipv6"`
 	MaglevSize         *ebpf.VariableSpec `ebpf:"maglev_size"`
+	NatCount           *ebpf.VariableSpec `ebpf:"nat_count"`
+	NatFirst           *ebpf.VariableSpec `ebpf:"nat_first"`
+	NatMask            *ebpf.VariableSpec `ebpf:"nat_mask"`
 	Node               *ebpf.VariableSpec `ebpf:"node"`
 	OverlayChecksum    *ebpf.VariableSpec `ebpf:"overlay_checksum"`
 	OverlayIpv6        *ebpf.VariableSpec `ebpf:"overlay_ipv6"`
@@ -156,11 +176,15 @@ type ExpireVariableSpecs struct {
 	OverlayNode        *ebpf.VariableSpec `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
+	RouteAge           *ebpf.VariableSpec `ebpf:"route_age"`
 	SocketNetns        *ebpf.VariableSpec `ebpf:"socket_netns"`
 	SocketNode         *ebpf.VariableSpec `ebpf:"socket_node"`
+	StackRouting       *ebpf.VariableSpec `ebpf:"stack_routing"`
 	UnconfirmedMask    *ebpf.VariableSpec `ebpf:"unconfirmed_mask"`
 	WithEndpoints      *ebpf.VariableSpec `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.VariableSpec `ebpf:"with_flows"`
+	WithMasquerade     *ebpf.VariableSpec `ebpf:"with_masquerade"`
+	WithNat            *ebpf.VariableSpec `ebpf:"with_nat"`
 	WithOverlay        *ebpf.VariableSpec `ebpf:"with_overlay"`
 	WithServices       *ebpf.VariableSpec `ebpf:"with_services"`
 	WithTranslation    *ebpf.VariableSpec `ebpf:"with_translation"`
@@ -199,6 +223,9 @@ type ExpireMaps struct {
 	Frontends         *ebpf.Map `ebpf:"frontends"`
 	Maglev            *ebpf.Map `ebpf:"maglev"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
+	NatEvents         *ebpf.Map `ebpf:"nat_events"`
+	NatHints          *ebpf.Map `ebpf:"nat_hints"`
+	NodeAddresses     *ebpf.Map `ebpf:"node_addresses"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
 	ServiceInfos      *ebpf.Map `ebpf:"service_infos"`
@@ -209,6 +236,8 @@ type ExpireMaps struct {
 	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
 	SocketTargets     *ebpf.Map `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
+	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
+	Uplinks           *ebpf.Map `ebpf:"uplinks"`
 }
 
 func (m *ExpireMaps) Close() error {
@@ -226,6 +255,9 @@ func (m *ExpireMaps) Close() error {
 		m.Frontends,
 		m.Maglev,
 		m.Metrics,
+		m.NatEvents,
+		m.NatHints,
+		m.NodeAddresses,
 		m.Peers,
 		m.ScratchPieces,
 		m.ServiceInfos,
@@ -236,6 +268,8 @@ func (m *ExpireMaps) Close() error {
 		m.SocketRequests,
 		m.SocketTargets,
 		m.SourceRanges,
+		m.Unmasqueraded,
+		m.Uplinks,
 	)
 }
 
@@ -250,6 +284,9 @@ type ExpireVariables struct {
 	HairpinIpv4        *ebpf.Variable `ebpf:"hairpin_ipv4"`
 	HairpinIpv6        *ebpf.Variable `ebpf:"hairpin_ipv6"`
 	MaglevSize         *ebpf.Variable `ebpf:"maglev_size"`
+	NatCount           *ebpf.Variable `ebpf:"nat_count"`
+	NatFirst           *ebpf.Variable `ebpf:"nat_first"`
+	NatMask            *ebpf.Variable `ebpf:"nat_mask"`
 	Node               *ebpf.Variable `ebpf:"node"`
 	OverlayChecksum    *ebpf.Variable `ebpf:"overlay_checksum"`
 	OverlayIpv6        *ebpf.Variable `ebpf:"overlay_ipv6"`
@@ -257,11 +294,15 @@ type ExpireVariables struct {
 	OverlayNode        *ebpf.Variable `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
+	RouteAge           *ebpf.Variable `ebpf:"route_age"`
 	SocketNetns        *ebpf.Variable `ebpf:"socket_netns"`
 	SocketNode         *ebpf.Variable `ebpf:"socket_node"`
+	StackRouting       *ebpf.Variable `ebpf:"stack_routing"`
 	UnconfirmedMask    *ebpf.Variable `ebpf:"unconfirmed_mask"`
 	WithEndpoints      *ebpf.Variable `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.Variable `ebpf:"with_flows"`
+	WithMasquerade     *ebpf.Variable `ebpf:"with_masquerade"`
+	WithNat            *ebpf.Variable `ebpf:"with_nat"`
 	WithOverlay        *ebpf.Variable `ebpf:"with_overlay"`
 	WithServices       *ebpf.Variable `ebpf:"with_services"`
 	WithTranslation    *ebpf.Variable `ebpf:"with_translation"`

@@ -28,6 +28,9 @@ const (
 	SocketMapFrontends          = "frontends"
 	SocketMapMaglev             = "maglev"
 	SocketMapMetrics            = "metrics"
+	SocketMapNatEvents          = "nat_events"
+	SocketMapNatHints           = "nat_hints"
+	SocketMapNodeAddresses      = "node_addresses"
 	SocketMapPeers              = "peers"
 	SocketMapScratchPieces      = "scratch_pieces"
 	SocketMapServiceInfos       = "service_infos"
@@ -38,6 +41,8 @@ const (
 	SocketMapSocketRequests     = "socket_requests"
 	SocketMapSocketTargets      = "socket_targets"
 	SocketMapSourceRanges       = "source_ranges"
+	SocketMapUnmasqueraded      = "unmasqueraded"
+	SocketMapUplinks            = "uplinks"
 	SocketProgBind4             = "bind4"
 	SocketProgBind6             = "bind6"
 	SocketProgConnect4          = "connect4"
@@ -56,6 +61,9 @@ const (
 	SocketVarHairpinIpv4        = "hairpin_ipv4"
 	SocketVarHairpinIpv6        = "hairpin_ipv6"
 	SocketVarMaglevSize         = "maglev_size"
+	SocketVarNatCount           = "nat_count"
+	SocketVarNatFirst           = "nat_first"
+	SocketVarNatMask            = "nat_mask"
 	SocketVarNode               = "node"
 	SocketVarOverlayChecksum    = "overlay_checksum"
 	SocketVarOverlayIpv6        = "overlay_ipv6"
@@ -63,11 +71,15 @@ const (
 	SocketVarOverlayNode        = "overlay_node"
 	SocketVarOverlayPassForeign = "overlay_pass_foreign"
 	SocketVarOverlayPort        = "overlay_port"
+	SocketVarRouteAge           = "route_age"
 	SocketVarSocketNetns        = "socket_netns"
 	SocketVarSocketNode         = "socket_node"
+	SocketVarStackRouting       = "stack_routing"
 	SocketVarUnconfirmedMask    = "unconfirmed_mask"
 	SocketVarWithEndpoints      = "with_endpoints"
 	SocketVarWithFlows          = "with_flows"
+	SocketVarWithMasquerade     = "with_masquerade"
+	SocketVarWithNat            = "with_nat"
 	SocketVarWithOverlay        = "with_overlay"
 	SocketVarWithServices       = "with_services"
 	SocketVarWithTranslation    = "with_translation"
@@ -144,6 +156,9 @@ type SocketMapSpecs struct {
 	Frontends         *ebpf.MapSpec `ebpf:"frontends"`
 	Maglev            *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
+	NatEvents         *ebpf.MapSpec `ebpf:"nat_events"`
+	NatHints          *ebpf.MapSpec `ebpf:"nat_hints"`
+	NodeAddresses     *ebpf.MapSpec `ebpf:"node_addresses"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
 	ServiceInfos      *ebpf.MapSpec `ebpf:"service_infos"`
@@ -154,6 +169,8 @@ type SocketMapSpecs struct {
 	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
 	SocketTargets     *ebpf.MapSpec `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
+	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
+	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
 }
 
 // SocketVariableSpecs contains global variables before they are loaded into the kernel.
@@ -167,6 +184,9 @@ type SocketVariableSpecs struct {
 	HairpinIpv4        *ebpf.VariableSpec `ebpf:"hairpin_ipv4"`
 	HairpinIpv6        *ebpf.VariableSpec `ebpf:"hairpin_ipv6"`
 	MaglevSize         *ebpf.VariableSpec `ebpf:"maglev_size"`
+	NatCount           *ebpf.VariableSpec `ebpf:"nat_count"`
+	NatFirst           *ebpf.VariableSpec `ebpf:"nat_first"`
+	NatMask            *ebpf.VariableSpec `ebpf:"nat_mask"`
 	Node               *ebpf.VariableSpec `ebpf:"node"`
 	OverlayChecksum    *ebpf.VariableSpec `ebpf:"overlay_checksum"`
 	OverlayIpv6        *ebpf.VariableSpec `ebpf:"overlay_ipv6"`
@@ -174,11 +194,15 @@ type SocketVariableSpecs struct {
 	OverlayNode        *ebpf.VariableSpec `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
+	RouteAge           *ebpf.VariableSpec `ebpf:"route_age"`
 	SocketNetns        *ebpf.VariableSpec `ebpf:"socket_netns"`
 	SocketNode         *ebpf.VariableSpec `ebpf:"socket_node"`
+	StackRouting       *ebpf.VariableSpec `ebpf:"stack_routing"`
 	UnconfirmedMask    *ebpf.VariableSpec `ebpf:"unconfirmed_mask"`
 	WithEndpoints      *ebpf.VariableSpec `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.VariableSpec `ebpf:"with_flows"`
+	WithMasquerade     *ebpf.VariableSpec `ebpf:"with_masquerade"`
+	WithNat            *ebpf.VariableSpec `ebpf:"with_nat"`
 	WithOverlay        *ebpf.VariableSpec `ebpf:"with_overlay"`
 	WithServices       *ebpf.VariableSpec `ebpf:"with_services"`
 	WithTranslation    *ebpf.VariableSpec `ebpf:"with_translation"`
@@ -216,6 +240,9 @@ type SocketMaps struct {
 	Frontends         *ebpf.Map `ebpf:"frontends"`
 	Maglev            *ebpf.Map `ebpf:"maglev"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
+	NatEvents         *ebpf.Map `ebpf:"nat_events"`
+	NatHints          *ebpf.Map `ebpf:"nat_hints"`
+	NodeAddresses     *ebpf.Map `ebpf:"node_addresses"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
 	ServiceInfos      *ebpf.Map `ebpf:"service_infos"`
@@ -226,6 +253,8 @@ type SocketMaps struct {
 	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
 	SocketTargets     *ebpf.Map `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
+	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
+	Uplinks           *ebpf.Map `ebpf:"uplinks"`
 }
 
 func (m *SocketMaps) Close() error {
@@ -242,6 +271,9 @@ func (m *SocketMaps) Close() error {
 		m.Frontends,
 		m.Maglev,
 		m.Metrics,
+		m.NatEvents,
+		m.NatHints,
+		m.NodeAddresses,
 		m.Peers,
 		m.ScratchPieces,
 		m.ServiceInfos,
@@ -252,6 +284,8 @@ func (m *SocketMaps) Close() error {
 		m.SocketRequests,
 		m.SocketTargets,
 		m.SourceRanges,
+		m.Unmasqueraded,
+		m.Uplinks,
 	)
 }
 
@@ -266,6 +300,9 @@ type SocketVariables struct {
 	HairpinIpv4        *ebpf.Variable `ebpf:"hairpin_ipv4"`
 	HairpinIpv6        *ebpf.Variable `ebpf:"hairpin_ipv6"`
 	MaglevSize         *ebpf.Variable `ebpf:"maglev_size"`
+	NatCount           *ebpf.Variable `ebpf:"nat_count"`
+	NatFirst           *ebpf.Variable `ebpf:"nat_first"`
+	NatMask            *ebpf.Variable `ebpf:"nat_mask"`
 	Node               *ebpf.Variable `ebpf:"node"`
 	OverlayChecksum    *ebpf.Variable `ebpf:"overlay_checksum"`
 	OverlayIpv6        *ebpf.Variable `ebpf:"overlay_ipv6"`
@@ -273,11 +310,15 @@ type SocketVariables struct {
 	OverlayNode        *ebpf.Variable `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
+	RouteAge           *ebpf.Variable `ebpf:"route_age"`
 	SocketNetns        *ebpf.Variable `ebpf:"socket_netns"`
 	SocketNode         *ebpf.Variable `ebpf:"socket_node"`
+	StackRouting       *ebpf.Variable `ebpf:"stack_routing"`
 	UnconfirmedMask    *ebpf.Variable `ebpf:"unconfirmed_mask"`
 	WithEndpoints      *ebpf.Variable `ebpf:"with_endpoints"`
 	WithFlows          *ebpf.Variable `ebpf:"with_flows"`
+	WithMasquerade     *ebpf.Variable `ebpf:"with_masquerade"`
+	WithNat            *ebpf.Variable `ebpf:"with_nat"`
 	WithOverlay        *ebpf.Variable `ebpf:"with_overlay"`
 	WithServices       *ebpf.Variable `ebpf:"with_services"`
 	WithTranslation    *ebpf.Variable `ebpf:"with_translation"`

@@ -22,6 +22,7 @@ const (
 	TableActionACTION_TO_HOST     TableAction = 3
 	TableActionACTION_PASS        TableAction = 4
 	TableActionACTION_ANSWERED    TableAction = 5
+	TableActionACTION_TO_DEVICE   TableAction = 6
 	TableActionACTION_COUNT       TableAction = 16
 )
 
@@ -108,6 +109,7 @@ const (
 	TableDropReasonDROP_NO_SUCH_PORT       TableDropReason = 53
 	TableDropReasonDROP_SERVICE_CHANGED    TableDropReason = 54
 	TableDropReasonDROP_NO_ROOM            TableDropReason = 55
+	TableDropReasonDROP_NO_ADDRESS         TableDropReason = 56
 	TableDropReasonDROP_COUNT              TableDropReason = 64
 )
 
@@ -146,17 +148,17 @@ type TableFlow struct {
 		AddrDelta uint16
 		PortDelta uint16
 	}
-	Judged    uint32
-	Seen      uint8
-	Flags     uint8
-	Reserved  uint16
-	Packets   uint64
-	Bytes     uint64
-	Peer      TableTuple
-	Stage     uint32
-	Slot      uint32
-	Created   uint32
-	Reserved2 uint32
+	Judged   uint32
+	Seen     uint8
+	Flags    uint8
+	Reserved uint16
+	Packets  uint64
+	Bytes    uint64
+	Peer     TableTuple
+	Stage    uint32
+	Slot     uint32
+	Created  uint32
+	Found    uint32
 }
 
 type TableFlowEvent uint32
@@ -309,6 +311,22 @@ const (
 	TableMemberStateMEMBER_DRAINING    TableMemberState = 5
 )
 
+type TableNatEvent uint32
+
+const (
+	TableNatEventNAT_TRIES       TableNatEvent = 0
+	TableNatEventNAT_KEPT        TableNatEvent = 8
+	TableNatEventNAT_EXHAUSTED   TableNatEvent = 9
+	TableNatEventNAT_EVENT_COUNT TableNatEvent = 16
+)
+
+type TableNatPorts struct {
+	_        structs.HostLayout
+	Next     uint32
+	Reserved uint32
+	Used     [1024]uint64
+}
+
 type TableNodeState struct {
 	_              structs.HostLayout
 	Epoch          uint32
@@ -316,7 +334,7 @@ type TableNodeState struct {
 	NetIfindex     uint32
 	OverlayIfindex uint32
 	HostMac        [6]uint8
-	Reserved       [2]uint8
+	Uplinks        uint16
 	NetnsCookie    uint64
 }
 
@@ -363,7 +381,7 @@ const (
 	TablePeerFlagPEER_FIXED_VNI TablePeerFlag = 1
 )
 
-type TablePeerKey struct {
+type TablePrefixKey struct {
 	_         structs.HostLayout
 	Prefixlen uint32
 	Addr      TableAddress
@@ -376,7 +394,7 @@ const (
 	TableProgramPROGRAM_TO_ENDPOINT   TableProgram = 2
 	TableProgramPROGRAM_FROM_HOST     TableProgram = 3
 	TableProgramPROGRAM_FROM_OVERLAY  TableProgram = 4
-	TableProgramPROGRAM_FROM_UNDERLAY TableProgram = 5
+	TableProgramPROGRAM_FROM_DEVICE   TableProgram = 5
 	TableProgramPROGRAM_COUNT         TableProgram = 8
 )
 
@@ -470,12 +488,18 @@ type TableTuple struct {
 	Reserved [3]uint8
 }
 
+type TableUplink struct {
+	_     structs.HostLayout
+	Addrs [2]TableAddress
+}
+
 type TableVerdictFlag uint32
 
 const (
 	TableVerdictFlagVERDICT_DECREMENT_TTL    TableVerdictFlag = 1
 	TableVerdictFlagVERDICT_NO_PEER_REDIRECT TableVerdictFlag = 2
 	TableVerdictFlagVERDICT_TRANSLATE        TableVerdictFlag = 4
+	TableVerdictFlagVERDICT_AGES             TableVerdictFlag = 8
 )
 
 // Names of all BPF objects in the ELF.
@@ -494,6 +518,9 @@ const (
 	TableMapFrontends         = "frontends"
 	TableMapMaglev            = "maglev"
 	TableMapMetrics           = "metrics"
+	TableMapNatEvents         = "nat_events"
+	TableMapNatHints          = "nat_hints"
+	TableMapNodeAddresses     = "node_addresses"
 	TableMapPeers             = "peers"
 	TableMapServiceInfos      = "service_infos"
 	TableMapServiceMembers    = "service_members"
@@ -503,6 +530,8 @@ const (
 	TableMapSocketRequests    = "socket_requests"
 	TableMapSocketTargets     = "socket_targets"
 	TableMapSourceRanges      = "source_ranges"
+	TableMapUnmasqueraded     = "unmasqueraded"
+	TableMapUplinks           = "uplinks"
 	TableVarActionNames       = "action_names"
 	TableVarAffinityKindNames = "affinity_kind_names"
 	TableVarDropReasonNames   = "drop_reason_names"
@@ -516,6 +545,7 @@ const (
 	TableVarFrontendTypeNames = "frontend_type_names"
 	TableVarIdentityNames     = "identity_names"
 	TableVarMemberStateNames  = "member_state_names"
+	TableVarNatEventNames     = "nat_event_names"
 	TableVarNode              = "node"
 	TableVarPassLayout        = "pass_layout"
 	TableVarPassModeNames     = "pass_mode_names"
@@ -585,6 +615,9 @@ type TableMapSpecs struct {
 	Frontends         *ebpf.MapSpec `ebpf:"frontends"`
 	Maglev            *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
+	NatEvents         *ebpf.MapSpec `ebpf:"nat_events"`
+	NatHints          *ebpf.MapSpec `ebpf:"nat_hints"`
+	NodeAddresses     *ebpf.MapSpec `ebpf:"node_addresses"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	ServiceInfos      *ebpf.MapSpec `ebpf:"service_infos"`
 	ServiceMembers    *ebpf.MapSpec `ebpf:"service_members"`
@@ -594,6 +627,8 @@ type TableMapSpecs struct {
 	SocketRequests    *ebpf.MapSpec `ebpf:"socket_requests"`
 	SocketTargets     *ebpf.MapSpec `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
+	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
+	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
 }
 
 // TableVariableSpecs contains global variables before they are loaded into the kernel.
@@ -613,6 +648,7 @@ type TableVariableSpecs struct {
 	FrontendTypeNames *ebpf.VariableSpec `ebpf:"frontend_type_names"`
 	IdentityNames     *ebpf.VariableSpec `ebpf:"identity_names"`
 	MemberStateNames  *ebpf.VariableSpec `ebpf:"member_state_names"`
+	NatEventNames     *ebpf.VariableSpec `ebpf:"nat_event_names"`
 	Node              *ebpf.VariableSpec `ebpf:"node"`
 	PassLayout        *ebpf.VariableSpec `ebpf:"pass_layout"`
 	PassModeNames     *ebpf.VariableSpec `ebpf:"pass_mode_names"`
@@ -654,6 +690,9 @@ type TableMaps struct {
 	Frontends         *ebpf.Map `ebpf:"frontends"`
 	Maglev            *ebpf.Map `ebpf:"maglev"`
 	Metrics           *ebpf.Map `ebpf:"metrics"`
+	NatEvents         *ebpf.Map `ebpf:"nat_events"`
+	NatHints          *ebpf.Map `ebpf:"nat_hints"`
+	NodeAddresses     *ebpf.Map `ebpf:"node_addresses"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	ServiceInfos      *ebpf.Map `ebpf:"service_infos"`
 	ServiceMembers    *ebpf.Map `ebpf:"service_members"`
@@ -663,6 +702,8 @@ type TableMaps struct {
 	SocketRequests    *ebpf.Map `ebpf:"socket_requests"`
 	SocketTargets     *ebpf.Map `ebpf:"socket_targets"`
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
+	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
+	Uplinks           *ebpf.Map `ebpf:"uplinks"`
 }
 
 func (m *TableMaps) Close() error {
@@ -679,6 +720,9 @@ func (m *TableMaps) Close() error {
 		m.Frontends,
 		m.Maglev,
 		m.Metrics,
+		m.NatEvents,
+		m.NatHints,
+		m.NodeAddresses,
 		m.Peers,
 		m.ServiceInfos,
 		m.ServiceMembers,
@@ -688,6 +732,8 @@ func (m *TableMaps) Close() error {
 		m.SocketRequests,
 		m.SocketTargets,
 		m.SourceRanges,
+		m.Unmasqueraded,
+		m.Uplinks,
 	)
 }
 
@@ -708,6 +754,7 @@ type TableVariables struct {
 	FrontendTypeNames *ebpf.Variable `ebpf:"frontend_type_names"`
 	IdentityNames     *ebpf.Variable `ebpf:"identity_names"`
 	MemberStateNames  *ebpf.Variable `ebpf:"member_state_names"`
+	NatEventNames     *ebpf.Variable `ebpf:"nat_event_names"`
 	Node              *ebpf.Variable `ebpf:"node"`
 	PassLayout        *ebpf.Variable `ebpf:"pass_layout"`
 	PassModeNames     *ebpf.Variable `ebpf:"pass_mode_names"`

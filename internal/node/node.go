@@ -196,6 +196,15 @@ func (s *State) SetOverlay(ifindex uint32) error {
 	return s.Bump()
 }
 
+// SetUplinks tells the programs how many ways out of the node there are, and
+// ends the epoch: one of them has changed.
+func (s *State) SetUplinks(n uint16) error {
+	if err := s.update(func(st *bpf.TableNodeState) { st.Uplinks = n }); err != nil {
+		return err
+	}
+	return s.Bump()
+}
+
 // SetCookie notes the network namespace that the node is in.
 func (s *State) SetCookie(cookie uint64) error {
 	return s.update(func(n *bpf.TableNodeState) { atomic.StoreUint64(&n.NetnsCookie, cookie) })

@@ -44,17 +44,17 @@ func GoPort(p uint16) uint16 { return Port(p) }
 
 // PrefixKey turns a prefix into the key of a longest-prefix table, where IPv4
 // prefixes lie under ::ffff:0:0/96.
-func PrefixKey(p netip.Prefix) bpf.TablePeerKey {
+func PrefixKey(p netip.Prefix) bpf.TablePrefixKey {
 	bits := p.Bits()
 	if p.Addr().Is4() {
 		bits += 96
 	}
-	return bpf.TablePeerKey{Prefixlen: uint32(bits), Addr: Addr(p.Addr())}
+	return bpf.TablePrefixKey{Prefixlen: uint32(bits), Addr: Addr(p.Addr())}
 }
 
 // GoPrefix is the reverse of PrefixKey. A key that PrefixKey can not have made
 // is the invalid prefix.
-func GoPrefix(k bpf.TablePeerKey) netip.Prefix {
+func GoPrefix(k bpf.TablePrefixKey) netip.Prefix {
 	a := netip.AddrFrom16(k.Addr.Bytes)
 	if k.Prefixlen > 128 {
 		return netip.Prefix{}

@@ -77,7 +77,7 @@ func FuzzPrefix(f *testing.F) {
 }
 
 // covers is what the kernel does in a longest-prefix table.
-func covers(k bpf.TablePeerKey, a bpf.TableAddress) bool {
+func covers(k bpf.TablePrefixKey, a bpf.TableAddress) bool {
 	for i := range k.Prefixlen {
 		if (k.Addr.Bytes[i/8]^a.Bytes[i/8])>>(7-i%8)&1 != 0 {
 			return false
@@ -111,7 +111,7 @@ func TestPrefix(t *testing.T) {
 		require.ErrorContains(t, err, "missing or invalid")
 		require.ErrorIs(t, err, os.ErrInvalid)
 	}
-	assert.False(t, wire.GoPrefix(bpf.TablePeerKey{Prefixlen: 129}).IsValid())
+	assert.False(t, wire.GoPrefix(bpf.TablePrefixKey{Prefixlen: 129}).IsValid())
 }
 
 func TestMAC(t *testing.T) {

@@ -131,6 +131,8 @@ static __always_inline void reap(struct pass *pass, struct tuple *key, struct fl
 			return;
 		}
 	}
+	if (f->flags & FLOW_REPLY)
+		port_give_back(&t, &f->peer);
 	bpf_map_delete_elem(&flows, &t);
 	pass->deleted++;
 }

@@ -70,7 +70,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 	if (!decided) {
 		/* Services remember who has asked: in his name nobody else may. */
 		forged = source_is_endpoint(skb, p, &from);
-		err = path_translate(p, f, d, !forged);
+		err = path_translate(p, f, d, forged ? CLIENT_NONE : CLIENT_INSIDE);
 		if (err)
 			return serve(skb, p, d, err);
 		err = route_from_endpoint(skb, p, forged ? NULL : from, d);
@@ -82,7 +82,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 	err = send_check(skb, p, &d->verdict);
 	if (err) {
 		drop(skb, HOOK, (__u32)err);
-		return icmp_answer(skb, p, err, d->verdict.mtu) ? TCX_DROP : send_to_peer(skb, d->verdict.iif);
+		return icmp_answer(skb, p, err, d->verdict.mtu, SPEAKER_GATEWAY) ? TCX_DROP : send_to_peer(skb, d->verdict.iif);
 	}
 	err = path_remember(skb, p, f, decided, d);
 	if (err)

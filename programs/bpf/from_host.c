@@ -27,7 +27,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 		return drop(skb, HOOK, (__u32)err);
 	decided = path_is_decided(skb, p, f, d);
 	if (!decided) {
-		err = path_translate(p, f, d, 0);
+		err = path_translate(p, f, d, CLIENT_NONE);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
 		err = route_from_host(skb, p, d);
@@ -37,7 +37,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 	err = send_check(skb, p, &d->verdict);
 	if (err) {
 		drop(skb, HOOK, (__u32)err);
-		if (icmp_answer(skb, p, err, d->verdict.mtu))
+		if (icmp_answer(skb, p, err, d->verdict.mtu, SPEAKER_GATEWAY))
 			return TCX_DROP;
 		/* The error's addresses are the node's own and known to be right: back up the pair. */
 		return (int)bpf_redirect(node.host_ifindex, BPF_F_INGRESS);

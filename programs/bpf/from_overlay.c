@@ -44,7 +44,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 		return drop(skb, HOOK, (__u32)err);
 	decided = f && sender_is_known(f, from) && path_is_decided(skb, p, f, d);
 	if (!decided) {
-		err = path_translate(p, f, d, 0);
+		err = path_translate(p, f, d, CLIENT_NONE);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
 		err = route_from_overlay(skb, p, from, d);
@@ -54,7 +54,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 	err = send_check(skb, p, &d->verdict);
 	if (err) {
 		drop(skb, HOOK, (__u32)err);
-		return icmp_answer(skb, p, err, d->verdict.mtu) ? TCX_DROP : answer(skb, &d->verdict);
+		return icmp_answer(skb, p, err, d->verdict.mtu, SPEAKER_GATEWAY) ? TCX_DROP : answer(skb, &d->verdict);
 	}
 	err = path_remember(skb, p, f, decided, d);
 	if (err)

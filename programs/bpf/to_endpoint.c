@@ -52,7 +52,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 		flow_decision(f, d);
 		decided = 1;
 	} else {
-		err = path_translate(p, f, d, 0);
+		err = path_translate(p, f, d, CLIENT_NONE);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);
 		err = route_to_endpoint_device(skb, p, d);

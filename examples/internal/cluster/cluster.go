@@ -32,9 +32,10 @@ type Config struct {
 	Services     int    // reached by both families, see [Cluster.Services]; 0: none, and no node balances
 	Backends     int    // of each service; 0: 3
 	Maglev       bool   // chooses them, and not chance
+	Native       bool   // the underlay routes endpoints' packets as they are; there is no overlay
 	Port         uint16 // of the overlay; 0: 8472
 	IPv6Underlay bool
-	Wire         bool   // join the two nodes by one veth, without a bridge between
+	Wire         bool   // join the two nodes by one veth, without a bridge between and without the outside
 	UnderlayMTU  int    // 0: 1500
 	Dir          string // for the bpf filesystem; "": DefaultDir/NAME
 	Flows        conntrack.Config
@@ -62,6 +63,7 @@ type Cluster struct {
 	Name     string
 	Nodes    []*Node
 	Services []lb.Service // the same on every node: for each two, of IPv4 and of IPv6
+	Outside  *Outside     // nil on a wire
 	// NoSockets says why the services are not there for sockets; nil if they are,
 	// or if there are none.
 	NoSockets error
@@ -96,6 +98,11 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	cfg.Progress("underlay")
 	if err := c.makeUnderlay(); err != nil {
 		return nil, fmt.Errorf("start the cluster: %w", err)
+	}
+	if !cfg.Wire {
+		if err := c.makeOutside(); err != nil {
+			return nil, fmt.Errorf("start the cluster: %w", err)
+		}
 	}
 	for i := 1; i <= cfg.Nodes; i++ {
 		cfg.Progress("node %d of %d", i, cfg.Nodes)
@@ -248,6 +255,12 @@ func (c *Cluster) namespace(name string) (devices.Namespace, error) {
 		return ns, err
 	}
 	c.push(func() error { return errors.Join(devices.RemoveNamed(c.Name+"-"+name), ns.Close()) })
+	// The link-local address of a device that has just come up would be kept back
+	// for a second and more, and with it all questions for neighbours.
+	dad := devices.Sysctl{Family: devices.IPv6, Device: devices.DefaultDevices, Name: "accept_dad", Value: 0}
+	if err := devices.EnsureSysctls(ns, dad); err != nil {
+		return ns, err
+	}
 	return ns, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/godatapath/datapath/conntrack"
@@ -34,12 +35,13 @@ type Node struct {
 	Table    *maps.Endpoints
 	Metrics  *maps.Metrics
 	Flows    *conntrack.Table
-	Peers    *tunnel.Peers
-	Services *lb.Balancer // nil without services
-	Sockets  *lb.Sockets  // nil without a cgroup
+	Peers    *tunnel.Peers // nil without an overlay
+	Services *lb.Balancer  // nil without services
+	Sockets  *lb.Sockets   // nil without a cgroup
 	Datapath *programs.Datapath
 	Host     devices.HostLinks
-	VXLAN    devices.VXLANLink
+	VXLAN    devices.VXLANLink // zero without an overlay
+	MTU      int               // longest packet that an endpoint can send to another node
 
 	cfg     Config
 	index   int
@@ -91,6 +93,9 @@ func (c *Cluster) addNode(ctx context.Context, index int) error {
 	if err := c.joinUnderlay(n.Namespace, index, n.Addrs); err != nil {
 		return err
 	}
+	if err := c.leadOut(n); err != nil {
+		return err
+	}
 	c.push(n.close)
 	if err := n.start(); err != nil {
 		return err
@@ -135,12 +140,14 @@ func (n *Node) start() (err error) {
 	if n.Host, err = devices.EnsureHostPair(n.Namespace, devices.HostPair{Addrs: n.Gateways, MTU: n.cfg.UnderlayMTU}); err != nil {
 		return err
 	}
-	mtu, err := devices.OverlayMTU(n.cfg.UnderlayMTU, n.cfg.IPv6Underlay)
-	if err != nil {
-		return err
-	}
-	if n.VXLAN, err = devices.EnsureVXLAN(n.Namespace, devices.VXLAN{Port: n.cfg.Port, MTU: mtu, IPv6: n.cfg.IPv6Underlay}); err != nil {
-		return err
+	n.MTU = n.cfg.UnderlayMTU
+	if !n.cfg.Native {
+		if n.MTU, err = devices.OverlayMTU(n.cfg.UnderlayMTU, n.cfg.IPv6Underlay); err != nil {
+			return err
+		}
+		if n.VXLAN, err = devices.EnsureVXLAN(n.Namespace, devices.VXLAN{Port: n.cfg.Port, MTU: n.MTU, IPv6: n.cfg.IPv6Underlay}); err != nil {
+			return err
+		}
 	}
 
 	// The tables. What is passed to Load is on.
@@ -152,13 +159,20 @@ func (n *Node) start() (err error) {
 	}
 	flows := n.cfg.Flows
 	flows.Config = pinned
+	if !n.cfg.Wire {
+		flows.NAT = &conntrack.NAT{Masquerade: true}
+	}
 	if n.Flows, err = conntrack.New(flows); err != nil {
 		return err
 	}
-	if n.Peers, err = tunnel.New(tunnel.Config{Config: pinned, Port: n.cfg.Port, MTU: mtu, IPv6: n.cfg.IPv6Underlay, Node: n.Underlay()}); err != nil {
-		return err
+	blocks := []programs.Block{n.Table, n.Metrics, n.Flows}
+	if !n.cfg.Native {
+		n.Peers, err = tunnel.New(tunnel.Config{Config: pinned, Port: n.cfg.Port, MTU: n.MTU, IPv6: n.cfg.IPv6Underlay, Node: n.Underlay()})
+		if err != nil {
+			return err
+		}
+		blocks = append(blocks, n.Peers)
 	}
-	blocks := []programs.Block{n.Table, n.Metrics, n.Flows, n.Peers}
 	if n.cfg.Services > 0 {
 		if err := n.startServices(lb.Config{Config: pinned}); err != nil {
 			return err
@@ -172,15 +186,22 @@ func (n *Node) start() (err error) {
 	if err := n.Datapath.AttachHost(n.Host); err != nil {
 		return err
 	}
-	if err := n.Datapath.AttachOverlay(n.VXLAN); err != nil {
-		return err
+	if !n.cfg.Native {
+		if err := n.Datapath.AttachOverlay(n.VXLAN); err != nil {
+			return err
+		}
 	}
 
+	// The way out, and the addresses that packets leave it with.
+	own := []netip.Addr{n.Addrs[0].Addr(), n.Addrs[1].Addr()}
+	if err := n.Datapath.SetNodeAddrs(own...); err != nil {
+		return err
+	}
 	uplink, err := devices.FindLink(n.Namespace, uplink)
 	if err != nil {
 		return err
 	}
-	if err := n.Datapath.AttachUnderlay(uplink); err != nil {
+	if err := n.Datapath.AttachDevice(uplink, own...); err != nil {
 		return err
 	}
 
@@ -195,16 +216,49 @@ func (n *Node) route(prefixes []netip.Prefix) error {
 		if p.Addr().Is4() {
 			family = 4
 		}
-		routes = append(routes, devices.Route{Prefix: p, Via: n.Gateway(family), MTU: n.VXLAN.MTU})
+		routes = append(routes, devices.Route{Prefix: p, Via: n.Gateway(family), MTU: n.MTU})
 	}
 	return devices.EnsureRoutes(n.Namespace, devices.DefaultHostName, routes)
 }
 
-// knowPeers tells the node where the prefixes of the others are. The other nodes'
-// own addresses are among them: nobody masquerades here, so an endpoint reaches
-// another node by the overlay or not at all. They get no route: this node itself
-// reaches its neighbours by the underlay.
+// knowPeers tells the node where the prefixes of the others are.
 func (n *Node) knowPeers(all []*Node) error {
+	if n.cfg.Native {
+		return n.knowRoutes(all)
+	}
+	return n.knowTunnels(all)
+}
+
+// knowRoutes: by the uplink, to the other node's address there. Whoever is in the
+// cluster, or trusted, sees the endpoints' own addresses.
+func (n *Node) knowRoutes(all []*Node) error {
+	var routes []devices.Route
+	seen := slices.Clone(outsideTrust)
+	for _, other := range all {
+		if other != n {
+			for i, p := range other.PodCIDRs {
+				routes = append(routes, devices.Route{Prefix: p, Via: other.Addrs[i].Addr()})
+			}
+		}
+		seen = append(seen, other.PodCIDRs...)
+		for _, a := range other.Addrs {
+			seen = append(seen, netip.PrefixFrom(a.Addr(), a.Addr().BitLen()))
+		}
+	}
+	if err := n.Flows.SetUnmasqueraded(seen); err != nil {
+		return err
+	}
+	return devices.SyncRoutes(n.Namespace, uplink, routes)
+}
+
+// knowTunnels: by the overlay. An endpoint reaches the other nodes themselves by
+// it too, in the family of the underlay. This node itself reaches them without.
+func (n *Node) knowTunnels(all []*Node) error {
+	if !n.cfg.Wire {
+		if err := n.Flows.SetUnmasqueraded(outsideTrust); err != nil {
+			return err
+		}
+	}
 	var peers []tunnel.Peer
 	var prefixes []netip.Prefix
 	for _, other := range all {
@@ -237,7 +291,7 @@ func (n *Node) Underlay() netip.Addr {
 func (n *Node) addEndpoint(e *Endpoint) (err error) {
 	e.Link, err = devices.EnsureEndpoint(n.Namespace, devices.Endpoint{
 		Name: e.Name, Namespace: e.Namespace, Addrs: e.Addrs, Gateways: n.Gateways,
-		MTU: n.cfg.UnderlayMTU, RouteMTU: n.VXLAN.MTU,
+		MTU: n.cfg.UnderlayMTU, RouteMTU: n.MTU,
 		Hold: true, // nothing passes before the programs are there
 	})
 	if err != nil {

@@ -20,6 +20,10 @@ const (
 	maxMaglevs  = 500
 	// ServicePort is where clients ask, by TCP and UDP.
 	ServicePort = 80
+	// Service i is at port firstNodePort+i of every node, as far as there are
+	// NodePorts in the range of Kubernetes.
+	firstNodePort = 30000
+	lastNodePort  = 32767
 	// firstServer is the port of an endpoint's first backend. Each has its own.
 	firstServer = 8000
 )
@@ -39,6 +43,10 @@ func Reach(name string, at netip.Addr, backends ...lb.Backend) lb.Service {
 func (e *Endpoint) Backend(family int, port uint16) lb.Backend {
 	return lb.Backend{Addr: netip.AddrPortFrom(e.Addr(family), port), Node: e.Node.Underlay()}
 }
+
+// NodePort is the port of every node at which the outside reaches the n-th
+// service.
+func NodePort(n int) uint16 { return uint16(firstNodePort + n) }
 
 // planServices lists the services over the endpoints. Neighbours in the list of
 // a service's backends are on different nodes.
@@ -64,9 +72,13 @@ func (c *Cluster) planServices() {
 			Reach(fmt.Sprintf("service%d-ipv4", i), addr("10.96.%d.%d", i>>8, i&255), backends[0]...),
 			Reach(fmt.Sprintf("service%d-ipv6", i), addr("fd00:96::%x", i), backends[1]...),
 		}
-		for _, s := range both {
+		for f, s := range both {
 			if c.cfg.Maglev {
 				s.Algorithm = lb.Maglev
+			}
+			if port := firstNodePort + i; port <= lastNodePort && c.Outside != nil {
+				at := netip.AddrPortFrom([]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}[f], uint16(port))
+				s.Frontends = append(s.Frontends, lb.Frontend{Addr: at, Type: lb.NodePort}, lb.Frontend{Addr: at, Type: lb.NodePort, Protocol: lb.UDP})
 			}
 			c.Services = append(c.Services, s)
 		}

@@ -48,16 +48,14 @@ func (c *Cluster) joinUnderlay(ns devices.Namespace, index int, addrs []netip.Pr
 		return fmt.Errorf("join the underlay: %w", err)
 	}
 	return withNetlink(ns, func(nl *netlink.Handle) error {
+		for _, a := range addrs {
+			if err := setAddr(nl, uplink, a); err != nil {
+				return err
+			}
+		}
 		dev, err := nl.LinkByName(uplink)
 		if err != nil {
 			return err
-		}
-		for _, a := range addrs {
-			ipnet := &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}
-			// Duplicate detection would keep the address back for a second.
-			if err := nl.AddrAdd(dev, &netlink.Addr{IPNet: ipnet, Flags: unix.IFA_F_NODAD}); err != nil {
-				return fmt.Errorf("set address %s: %w", a, err)
-			}
 		}
 		return nl.LinkSetUp(dev)
 	})

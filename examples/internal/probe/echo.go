@@ -25,6 +25,23 @@ type Echo struct {
 	mu      sync.Mutex
 	conns   map[net.Conn]bool
 	stopped bool
+	asked   int
+	last    netip.Addr
+}
+
+// Asked tells how often the server was asked, by connections and datagrams, and
+// who was the last to do it, as the server sees him.
+func (e *Echo) Asked() (n int, last netip.Addr) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.asked, e.last
+}
+
+func (e *Echo) note(from net.Addr) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked++
+	e.last = unmapped(addrPortOf(from)).Addr()
 }
 
 // NewEcho starts an echo server on an address of the namespace, on a port that
@@ -98,6 +115,8 @@ func (e *Echo) serveTCP() {
 			return
 		}
 		e.conns[conn] = true
+		e.asked++
+		e.last = peerOf(conn).Addr()
 		e.running.Go(func() { e.serveConn(conn) })
 		e.mu.Unlock()
 	}
@@ -127,6 +146,7 @@ func (e *Echo) serveUDP() {
 			return
 		}
 		if err == nil {
+			e.note(from)
 			_, _ = e.udp.WriteTo(buf[:n], from) // who gets no answer notices
 		}
 	}

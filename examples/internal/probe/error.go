@@ -25,6 +25,14 @@ func (e *Error) TooBig() bool {
 	return e.Type == 2
 }
 
+// Expired tells whether the packet had no hop left.
+func (e *Error) Expired() bool {
+	if e.From.Is4() {
+		return e.Type == 11 && e.Code == 0
+	}
+	return e.Type == 3 && e.Code == 0
+}
+
 // Error names the message and who sent it.
 func (e *Error) Error() string {
 	what := fmt.Sprintf("ICMP type %d code %d", e.Type, e.Code)

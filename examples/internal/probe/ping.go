@@ -30,7 +30,12 @@ const (
 // An ICMP error that comes back is an [*Error]. What the kernel knows of the
 // path's MTU is not asked: a packet that fits the device is sent.
 func Ping(ctx context.Context, from devices.Namespace, to netip.Addr, size int) (time.Duration, error) {
-	p := &pinger{fd: -1, is4: to.Is4(), id: uint16(rand.Uint32())}
+	return ping(ctx, from, to, size, 0)
+}
+
+// ping with a TTL or hop limit; 0: the usual one.
+func ping(ctx context.Context, from devices.Namespace, to netip.Addr, size, ttl int) (time.Duration, error) {
+	p := &pinger{fd: -1, is4: to.Is4(), id: uint16(rand.Uint32()), ttl: ttl}
 	overhead := overhead6
 	if p.is4 {
 		overhead = overhead4
@@ -75,6 +80,7 @@ type pinger struct {
 	fd  int
 	is4 bool
 	id  uint16
+	ttl int // 0: the usual one
 }
 
 func (p *pinger) open(to netip.Addr) (err error) {
@@ -95,6 +101,11 @@ func (p *pinger) open(to netip.Addr) (err error) {
 			{unix.SOL_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE},
 			{unix.SOL_IPV6, unix.IPV6_DONTFRAG, 1},
 		}
+	}
+	if p.ttl > 0 && p.is4 {
+		options = append(options, option{unix.SOL_IP, unix.IP_TTL, p.ttl})
+	} else if p.ttl > 0 {
+		options = append(options, option{unix.SOL_IPV6, unix.IPV6_UNICAST_HOPS, p.ttl})
 	}
 	if p.fd, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol); err != nil {
 		return fmt.Errorf("open a raw socket: %w", err)

@@ -110,11 +110,15 @@ func unmapped(a netip.AddrPort) netip.AddrPort {
 
 // peerOf is who the kernel says is at the other end.
 func peerOf(conn net.Conn) netip.AddrPort {
-	switch a := conn.RemoteAddr().(type) { // asked for with getpeername(2) when it was dialed
+	return unmapped(addrPortOf(conn.RemoteAddr())) // asked for with getpeername(2) when it was dialed
+}
+
+func addrPortOf(a net.Addr) netip.AddrPort {
+	switch a := a.(type) {
 	case *net.TCPAddr:
-		return unmapped(a.AddrPort())
+		return a.AddrPort()
 	case *net.UDPAddr:
-		return unmapped(a.AddrPort())
+		return a.AddrPort()
 	}
 	return netip.AddrPort{}
 }

@@ -98,6 +98,7 @@ enum {
 	E2BIG = 7,
 	ENOMEM = 12,
 	EBUSY = 16,
+	EINVAL = 22,
 	EADDRINUSE = 98,
 	ECONNREFUSED = 111,
 	EHOSTUNREACH = 113,
@@ -185,6 +186,72 @@ struct bpf_tunnel_key {
 };
 _Static_assert(sizeof(struct bpf_tunnel_key) == 44, "the kernel's struct since 6.0");
 
+/* bpf_fib_lookup: a question to the node's routes, and the answer in its place. */
+struct bpf_fib_lookup {
+	__u8 family; /* AF_INET, AF_INET6; out: of the next hop */
+	__u8 l4_protocol;
+	__be16 sport;
+	__be16 dport;
+	__u16 mtu; /* in: length to check, 0: none; out: the route's MTU */
+	__u32 ifindex; /* in: where it comes from; out: where it goes to */
+	__be32 flow; /* IPv4: TOS in the first byte; IPv6: class and label */
+	union {
+		__be32 ipv4_src;
+		__be32 ipv6_src[4];
+	};
+	union {
+		__be32 ipv4_dst; /* out: of the next hop */
+		__be32 ipv6_dst[4];
+	};
+	__be16 vlan[2];
+	__u8 smac[6];
+	__u8 dmac[6];
+};
+_Static_assert(sizeof(struct bpf_fib_lookup) == 64, "the kernel's struct");
+
+enum {
+	AF_INET = 2,
+	AF_INET6 = 10,
+};
+
+enum {
+	BPF_FIB_LOOKUP_SKIP_NEIGH = 1 << 3, /* kernel 6.3 */
+};
+
+enum {
+	BPF_FIB_LKUP_RET_SUCCESS = 0,
+	BPF_FIB_LKUP_RET_NOT_FWDED = 4, /* of the node itself, or of nobody */
+	BPF_FIB_LKUP_RET_UNSUPP_LWT = 6,
+	BPF_FIB_LKUP_RET_NO_NEIGH = 7,
+};
+
+struct bpf_redir_neigh {
+	__u32 nh_family;
+	union {
+		__be32 ipv4_nh;
+		__be32 ipv6_nh[4];
+	};
+};
+
+struct bpf_sock_tuple {
+	union {
+		struct {
+			__be32 saddr;
+			__be32 daddr;
+			__be16 sport;
+			__be16 dport;
+		} ipv4;
+		struct {
+			__be32 saddr[4];
+			__be32 daddr[4];
+			__be16 sport;
+			__be16 dport;
+		} ipv6;
+	};
+};
+
+#define BPF_F_CURRENT_NETNS (~0ULL)
+
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
@@ -204,8 +271,13 @@ static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void
 static __s64 (*const bpf_csum_update)(struct __sk_buff *skb, __u32 csum) = (void *)40;
 static __u64 (*const bpf_get_socket_cookie)(void *ctx) = (void *)46;
 static long (*const bpf_skb_adjust_room)(struct __sk_buff *skb, __s32 len_diff, __u32 mode, __u64 flags) = (void *)50;
+static int (*const bpf_fib_lookup)(void *ctx, struct bpf_fib_lookup *params, int size, __u32 flags) = (void *)69;
+static struct bpf_sock *(*const bpf_sk_lookup_tcp)(void *ctx, struct bpf_sock_tuple *t, __u32 size, __u64 netns, __u64 flags) = (void *)84;
+static struct bpf_sock *(*const bpf_sk_lookup_udp)(void *ctx, struct bpf_sock_tuple *t, __u32 size, __u64 netns, __u64 flags) = (void *)85;
+static long (*const bpf_sk_release)(void *sock) = (void *)86;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static __u64 (*const bpf_get_netns_cookie)(void *ctx) = (void *)122;
+static long (*const bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int size, __u64 flags) = (void *)152;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static long (*const bpf_for_each_map_elem)(void *map, void *callback, void *callback_ctx, __u64 flags) = (void *)164;
 static int (*const bpf_set_retval)(int retval) = (void *)187;

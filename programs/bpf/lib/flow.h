@@ -10,6 +10,7 @@
 #include "config.h"
 #include "nat.h"
 #include "parse.h"
+#include "port.h"
 #include "scratch.h"
 #include "tables.h"
 #include "types.h"
@@ -33,10 +34,16 @@ static __always_inline int flow_is_quiet(const struct flow *f, const struct pack
 	return f->epoch == node.epoch && !(p->tcp_flags & TCP_SYN);
 }
 
+/* A verdict by the node's routes holds for a while only. */
+static __always_inline int flow_is_aged(const struct flow *f)
+{
+	return (f->verdict.flags & VERDICT_AGES) && (__u32)bpf_jiffies64() - f->found > route_age;
+}
+
 /* The whole question of the fast path: may the cached verdict be used as it is? */
 static __always_inline int flow_is_settled(const struct flow *f, __u32 iif, const struct packet *p)
 {
-	return f->verdict.iif == iif && flow_is_quiet(f, p);
+	return f->verdict.iif == iif && flow_is_quiet(f, p) && !flow_is_aged(f);
 }
 
 static __always_inline __u8 seen_of(__u8 tcp_flags)
@@ -85,6 +92,10 @@ static __always_inline struct flow *flow_revive(struct flow *f)
 /* Both entries. The peer's key lies in the first one, so that goes last. */
 static __always_inline void flow_delete(const struct tuple *t, const struct flow *f)
 {
+	if (f->flags & FLOW_REPLY)
+		port_give_back(t, &f->peer);
+	else
+		port_give_back(&f->peer, t);
 	bpf_map_delete_elem(&flows, &f->peer);
 	bpf_map_delete_elem(&flows, t);
 }
@@ -299,29 +310,70 @@ static __always_inline struct flow *flow_claim_orphan(const struct tuple *t)
 _Static_assert(sizeof(struct flow) <= SCRATCH_SIZE, "a flow is written in the scratch room");
 
 /* So many source ports are tried for a flow whose answers would be taken for another's. */
-#define NAT_TRIES 32
-#define NAT_PORT_FIRST 1024
+#define FLOW_PORT_TRIES 32
+#define FLOW_PORT_FIRST 1024
+
+/* May another port or identifier be written into its packets? */
+static __always_inline int flow_can_move(const struct tuple *t)
+{
+	return t->protocol == IPPROTO_TCP || t->protocol == IPPROTO_UDP || t->protocol == IPPROTO_ICMP || t->protocol == IPPROTO_ICMPV6;
+}
+
+/* The node's address is in the tuple: the port must be the node's to give. */
+static __always_inline long flow_insert_own(struct __sk_buff *skb, struct tuple *original, struct tuple *reply, struct flow *f)
+{
+	long err = -EEXIST;
+	__u32 tries = 0;
+
+	if (port_can_stay(skb, reply)) {
+		err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
+		if (!err) {
+			port_mark(reply, 1);
+			port_count(NAT_KEPT);
+		}
+		if (err != -EEXIST || !flow_is_taken(reply, original) || flow_is_orphan(reply))
+			return err;
+	}
+	if (!flow_can_move(reply))
+		return -EADDRINUSE;
+	for (int i = 0; i < PORT_TRIES && err == -EEXIST; i++) {
+		reply->dport = htons((__u16)port_seek(reply));
+		tries++;
+		if (port_is_reserved(skb, reply))
+			continue;
+		err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
+		if (!err || err == -EEXIST)
+			port_mark(reply, 1);
+	}
+	if (!err)
+		port_count_tries(tries);
+	if (err != -EEXIST)
+		return err;
+	port_count(NAT_EXHAUSTED);
+	return -EADDRINUSE;
+}
 
 /*
  * Puts the entry of the replies in, under another source port if theirs is
  * taken: what is free is what can be inserted. Returns 0, or the error of the
- * last try.
+ * last try. flags: enum decision_flag
  */
-__global int flow_insert_reply(struct tuple *original, struct tuple *reply, struct flow *f)
+__global int flow_insert_reply(struct __sk_buff *skb, struct tuple *original, struct tuple *reply, struct flow *f, __u32 flags)
 {
 	__u32 port;
 	long err;
 
 	if (!original || !reply || !f)
 		return -EEXIST;
+	if (with_nat && (flags & DECISION_OWN_PORT))
+		return (int)flow_insert_own(skb, original, reply, f);
 	err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
-	if (err != -EEXIST || !with_translation || !flow_is_taken(reply, original) || flow_is_orphan(reply) ||
-	    (reply->protocol != IPPROTO_TCP && reply->protocol != IPPROTO_UDP))
+	if (err != -EEXIST || !with_translation || !flow_is_taken(reply, original) || flow_is_orphan(reply) || !flow_can_move(reply))
 		return (int)err;
 	port = bpf_get_prandom_u32();
-	for (int i = 0; i < NAT_TRIES && err == -EEXIST; i++) {
+	for (int i = 0; i < FLOW_PORT_TRIES && err == -EEXIST; i++) {
 		port = port * 1664525 + 1013904223; /* spread well, the upper half best */
-		reply->dport = htons(NAT_PORT_FIRST + ((port >> 16) * (65536 - NAT_PORT_FIRST) >> 16));
+		reply->dport = htons(FLOW_PORT_FIRST + ((port >> 16) * (65536 - FLOW_PORT_FIRST) >> 16));
 		err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
 	}
 	return (int)err;
@@ -347,8 +399,10 @@ static __always_inline int flow_yield(const struct tuple *original, struct decis
 
 	if (!with_translation || (f && tuple_is_equal(&f->peer, &d->reply)))
 		return DROP_NONE;
-	if (fresh)
+	if (fresh) {
+		port_give_back(&d->reply, original);
 		bpf_map_delete_elem(&flows, &d->reply);
+	}
 	if (!f || f->judged != d->epoch || f->verdict.iif != d->verdict.iif)
 		return DROP_FLOW_CHANGED;
 	flow_decision(f, d);
@@ -367,7 +421,7 @@ static __always_inline int flow_yield(const struct tuple *original, struct decis
  * each with the other for its reply; both look closely at their next packet,
  * which confirms.
  */
-static __always_inline int flow_write(const struct __sk_buff *skb, struct packet *p, struct decision *d, struct flow *f)
+static __always_inline int flow_write(struct __sk_buff *skb, struct packet *p, struct decision *d, struct flow *f)
 {
 	struct tuple evicted;
 	struct flow *other;
@@ -379,6 +433,7 @@ static __always_inline int flow_write(const struct __sk_buff *skb, struct packet
 	slot = flow_take_slot(&p->tuple, &evicted);
 	f->last_seen = (__u32)bpf_jiffies64();
 	f->created = f->last_seen;
+	f->found = f->last_seen;
 	f->peer = p->tuple;
 	f->flags = FLOW_REPLY;
 	nat_note(&p->tuple, d);
@@ -389,9 +444,9 @@ static __always_inline int flow_write(const struct __sk_buff *skb, struct packet
 		f->judged = d->epoch;
 	}
 	port = d->reply.dport;
-	err = flow_insert_reply(&p->tuple, &d->reply, f);
+	err = flow_insert_reply(skb, &p->tuple, &d->reply, f, d->flags);
 	if (err == -E2BIG && flow_make_room(&p->tuple, &evicted))
-		err = flow_insert_reply(&p->tuple, &d->reply, f);
+		err = flow_insert_reply(skb, &p->tuple, &d->reply, f, d->flags);
 	if (port != d->reply.dport) {
 		nat_note(&p->tuple, d);
 		other = flow_lookup(&d->reply);
@@ -403,7 +458,7 @@ static __always_inline int flow_write(const struct __sk_buff *skb, struct packet
 			return DROP_NONE; /* about to be deleted: the next packet finds its place free */
 		err = bpf_map_update_elem(&flows, &d->reply, f, BPF_ANY);
 	}
-	if (err == -EEXIST && flow_is_taken(&d->reply, &p->tuple))
+	if (err == -EADDRINUSE || (err == -EEXIST && flow_is_taken(&d->reply, &p->tuple)))
 		return DROP_NO_PORT;
 	if (err && err != -EEXIST) {
 		flow_count_failure(err);
@@ -436,8 +491,10 @@ static __always_inline int flow_write(const struct __sk_buff *skb, struct packet
 	if (err == -EEXIST)
 		return flow_yield(&p->tuple, d, fresh);
 	flow_count_failure(err);
-	if (fresh)
+	if (fresh) {
+		port_give_back(&f->peer, &p->tuple);
 		bpf_map_delete_elem(&flows, &f->peer);
+	}
 	return d->verdict.flags & VERDICT_TRANSLATE ? DROP_FLOWS_FULL : DROP_NONE;
 }
 
@@ -475,6 +532,7 @@ __global int flow_judge_again(struct tuple *t, struct decision *d)
 	if (!f)
 		return 0;
 	if (!__builtin_memcmp(&f->verdict, &d->verdict, sizeof(d->verdict))) {
+		f->found = (__u32)bpf_jiffies64();
 		f->judged = d->epoch;
 		return 0;
 	}
@@ -485,6 +543,7 @@ __global int flow_judge_again(struct tuple *t, struct decision *d)
 	*copy = *f;
 	copy->verdict = d->verdict;
 	copy->judged = d->epoch;
+	copy->found = (__u32)bpf_jiffies64();
 	/* Expiry takes a mark back when it sees that we are here: do not keep it. */
 	if (copy->stage != FLOW_DEAD)
 		bpf_map_update_elem(&flows, t, copy, BPF_EXIST);

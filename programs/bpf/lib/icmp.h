@@ -9,6 +9,7 @@
 #include "bpf.h"
 #include "checksum.h"
 #include "config.h"
+#include "device.h"
 #include "net.h"
 #include "parse.h"
 #include "scratch.h"
@@ -151,8 +152,28 @@ static __always_inline int icmp_write6(struct __sk_buff *skb, struct packet *p, 
 /* Type and code in one number. */
 #define ICMP_WHAT(type, code) ((__u32)(type) | (__u32)(code) << 8)
 
-/* The packet becomes the error about it, which the gateway says or its own destination. */
-__global int icmp_write(struct __sk_buff *skb, struct packet *p, __u32 what, __u16 mtu, int from_destination)
+/* Who says an error. */
+enum icmp_speaker {
+	SPEAKER_GATEWAY = 0,
+	SPEAKER_DESTINATION = 1, /* the one that the packet is for */
+	SPEAKER_UPLINK = 2,      /* the node, where the packet came in */
+};
+
+static __always_inline struct address icmp_speaker(const struct __sk_buff *skb, const struct packet *p, __u32 speaker)
+{
+	const struct address *own = NULL;
+
+	if (speaker == SPEAKER_DESTINATION)
+		return p->tuple.daddr;
+	if (speaker == SPEAKER_UPLINK)
+		own = device_address(skb->ifindex, p->family);
+	if (own)
+		return *own;
+	return p->family == 4 ? config_address(&gateway_ipv4) : config_address(&gateway_ipv6);
+}
+
+/* The packet becomes the error about it. speaker: enum icmp_speaker */
+__global int icmp_write(struct __sk_buff *skb, struct packet *p, __u32 what, __u16 mtu, __u32 speaker)
 {
 	struct icmp_draft *d;
 	struct address from;
@@ -161,10 +182,7 @@ __global int icmp_write(struct __sk_buff *skb, struct packet *p, __u32 what, __u
 
 	if (!p)
 		return DROP_REWRITE_FAILED;
-	if (from_destination)
-		from = p->tuple.daddr;
-	else
-		from = p->family == 4 ? config_address(&gateway_ipv4) : config_address(&gateway_ipv6);
+	from = icmp_speaker(skb, p, speaker);
 	if (address_is_zero(&from))
 		return DROP_REWRITE_FAILED;
 	s = scratch_take();
@@ -184,7 +202,7 @@ __global int icmp_write(struct __sk_buff *skb, struct packet *p, __u32 what, __u
  * reason: DROP_TTL_EXCEEDED or DROP_TOO_BIG. Returns DROP_NONE if the packet
  * is the answer now; anything else: there is none to send.
  */
-static __always_inline int icmp_answer(struct __sk_buff *skb, struct packet *p, int reason, __u16 mtu)
+static __always_inline int icmp_answer(struct __sk_buff *skb, struct packet *p, int reason, __u16 mtu, enum icmp_speaker speaker)
 {
 	int expired = reason == DROP_TTL_EXCEEDED;
 
@@ -192,6 +210,7 @@ static __always_inline int icmp_answer(struct __sk_buff *skb, struct packet *p, 
 		return reason;
 	if (p->family == 4)
 		return icmp_write(skb, p, expired ? ICMP_WHAT(ICMP_TIME_EXCEEDED, 0) : ICMP_WHAT(ICMP_UNREACHABLE, ICMP_FRAG_NEEDED),
-				  expired ? 0 : mtu, 0);
-	return icmp_write(skb, p, expired ? ICMP_WHAT(ICMPV6_TIME_EXCEEDED, 0) : ICMP_WHAT(ICMPV6_TOO_BIG, 0), expired ? 0 : mtu, 0);
+				  expired ? 0 : mtu, speaker);
+	return icmp_write(skb, p, expired ? ICMP_WHAT(ICMPV6_TIME_EXCEEDED, 0) : ICMP_WHAT(ICMPV6_TOO_BIG, 0), expired ? 0 : mtu,
+			  speaker);
 }

@@ -50,7 +50,8 @@ static __always_inline int overlay_read(const struct __sk_buff *skb, struct send
 	struct vxlanhdr *vxlan = packet_at(skb, overlay_headers() - sizeof(*vxlan));
 	struct udphdr *udp = packet_at(skb, overlay_headers() - sizeof(*vxlan) - sizeof(*udp));
 
-	if ((void *)(vxlan + 1) + ETH_HLEN > packet_end(skb))
+	/* Segments in one packet are told by the outer headers: the kernel knows how to take them apart. */
+	if (skb->gso_size || skb->vlan_present || (void *)(vxlan + 1) + ETH_HLEN > packet_end(skb))
 		return 0;
 	if (overlay_ipv6) {
 		struct ipv6hdr *ip = packet_at(skb, ETH_HLEN);

@@ -28,7 +28,7 @@ static __always_inline int path_starts_anew(const struct packet *p, const struct
 /* An existing verdict is good for this packet: current, and for this way in. */
 static __always_inline int path_is_judged(__u32 iif, const struct flow *f)
 {
-	return f->judged == node.epoch && f->verdict.iif == iif && !(f->flags & FLOW_CONDEMNED);
+	return f->judged == node.epoch && f->verdict.iif == iif && !(f->flags & FLOW_CONDEMNED) && !flow_is_aged(f);
 }
 
 /*
@@ -76,14 +76,16 @@ static __always_inline int path_is_decided(const struct __sk_buff *skb, const st
 
 /*
  * Where a packet goes on to: by the services, and by what its flow has been told.
- * may_choose: it comes from where services are asked for.
+ * who: asks for services there, where it comes from.
  */
-static __always_inline int path_translate(struct packet *p, struct flow *f, struct decision *d, int may_choose)
+static __always_inline int path_translate(struct packet *p, struct flow *f, struct decision *d, enum service_client who)
 {
 	if (f && path_starts_anew(p, f))
 		f = NULL;
-	if (with_services && (may_choose || f))
-		return service_translate(p, f, d, may_choose);
+	if (f)
+		d->flags |= f->flags & FLOW_REPLY ? DECISION_REPLY : DECISION_KNOWN;
+	if (with_services && (who || f))
+		return service_translate(p, f, d, who);
 	if (f)
 		d->reply = f->peer;
 	else

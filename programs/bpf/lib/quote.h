@@ -54,12 +54,30 @@ static __always_inline __s64 quote_write(struct __sk_buff *skb, int family, __u3
 	return 0; /* the header adds up to what it did */
 }
 
+/* Ports, or the identifier of an echo, which is one of the two in a tuple. Returns what that adds to a sum, or -1. */
+static __always_inline __s64 quote_write_ports(struct __sk_buff *skb, const struct packet *p, const struct tuple *reply)
+{
+	__be16 before[2] = {p->tuple.dport, p->tuple.sport}, after[2] = {reply->sport, reply->dport};
+	__u32 at = p->quoted_l4, len = sizeof(after);
+
+	if (p->tuple.protocol == IPPROTO_ICMP || p->tuple.protocol == IPPROTO_ICMPV6) {
+		at += __builtin_offsetof(struct icmphdr, id);
+		len = sizeof(after[0]);
+		before[0] |= before[1];
+		after[0] |= after[1];
+		before[1] = 0;
+		after[1] = 0;
+	}
+	if (bpf_skb_store_bytes(skb, at, after, len, 0))
+		return -1;
+	return checksum_fold((__u32)bpf_csum_diff(before, sizeof(before), after, sizeof(after), 0));
+}
+
 __global int quote_translate(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
 	struct quote_addresses from = {}, to = {};
-	__be16 before[2], after[2];
 	__u32 check;
-	__s64 inner, outer;
+	__s64 inner, ports, outer;
 
 	if (!p || !d)
 		return DROP_REWRITE_FAILED;
@@ -70,13 +88,10 @@ __global int quote_translate(struct __sk_buff *skb, struct packet *p, struct dec
 	inner = quote_write(skb, p->family, (__u32)p->l4 + sizeof(struct icmphdr), &from, &to);
 	if (inner < 0)
 		return DROP_REWRITE_FAILED;
-	before[0] = p->tuple.dport;
-	before[1] = p->tuple.sport;
-	after[0] = d->reply.sport;
-	after[1] = d->reply.dport;
-	inner += checksum_fold((__u32)bpf_csum_diff(before, sizeof(before), after, sizeof(after), 0));
-	if (bpf_skb_store_bytes(skb, p->quoted_l4, after, sizeof(after), 0))
+	ports = quote_write_ports(skb, p, &d->reply);
+	if (ports < 0)
 		return DROP_REWRITE_FAILED;
+	inner += ports;
 
 	quote_fill(&from, p->family, &p->icmp_from, &p->tuple.daddr);
 	quote_fill(&to, p->family, address_is_equal(&p->icmp_from, &p->tuple.saddr) ? &d->reply.daddr : &p->icmp_from, &d->reply.saddr);

@@ -143,7 +143,7 @@ static __always_inline int refuse(struct __sk_buff *skb, struct packet *p)
 	return icmp_write(skb, p,
 			  p->family == 4 ? ICMP_WHAT(ICMP_UNREACHABLE, ICMP_PORT_UNREACHABLE) :
 					   ICMP_WHAT(ICMPV6_UNREACHABLE, ICMPV6_PORT_UNREACHABLE),
-			  0, 1);
+			  0, SPEAKER_DESTINATION);
 }
 
 /*

@@ -64,6 +64,14 @@ static __always_inline int rewrite_transport(struct __sk_buff *skb, const struct
 	ports = packet_at(skb, l4);
 	if ((void *)(ports + 4) > packet_end(skb))
 		return DROP_REWRITE_FAILED;
+	if (p->tuple.protocol == IPPROTO_ICMP || p->tuple.protocol == IPPROTO_ICMPV6) {
+		struct icmphdr *icmp = (void *)ports;
+
+		/* An echo has one identifier, and only that of IPv6 sums up the addresses too. */
+		icmp->id = reply->dport | reply->sport;
+		icmp->check = p->family == 4 ? checksum_adjust(icmp->check, v->port_delta) : rewrite_checksum(icmp->check, v, kind);
+		return DROP_NONE;
+	}
 	ports[0] = reply->dport;
 	ports[1] = reply->sport;
 	if (p->tuple.protocol == IPPROTO_TCP) {
@@ -100,8 +108,8 @@ static __always_inline int rewrite_tuple(struct __sk_buff *skb, const struct pac
 		ip->saddr = saddr[3];
 		ip->daddr = daddr[3];
 		ip->check = checksum_adjust(ip->check, v->addr_delta);
-		/* The header adds up to what it did; what is behind it has lost what the addresses have won. */
-		if (unlikely(kind == CHECKSUM_COMPLETE))
+		/* The header adds up to what it did; what is behind it, if it sums them up, has lost what the addresses have won. */
+		if (unlikely(kind == CHECKSUM_COMPLETE) && p->kind != PACKET_LATER_FRAGMENT && p->tuple.protocol != IPPROTO_ICMP)
 			bpf_csum_update(skb, (__u16)~v->addr_delta);
 	} else {
 		struct ipv6hdr *ip = packet_at(skb, ETH_HLEN);

@@ -9,6 +9,8 @@
 
 #include "bpf.h"
 #include "config.h"
+#include "device.h"
+#include "nat.h"
 #include "parse.h"
 #include "tables.h"
 #include "types.h"
@@ -21,7 +23,7 @@ struct sender {
 
 static __always_inline struct peer *peer_lookup(const struct address *a)
 {
-	struct peer_key key;
+	struct prefix_key key;
 
 	key.prefixlen = 128;
 	key.addr = *a;
@@ -65,7 +67,9 @@ static __always_inline int is_node_address(const struct address *a)
 	struct address underlay = config_address(&overlay_node);
 
 	/* What is not told is zero, and nobody's address. */
-	return !address_is_zero(a) && (address_is_equal(a, &gateway4) || address_is_equal(a, &gateway6) || address_is_equal(a, &underlay));
+	if (!address_is_zero(a) && (address_is_equal(a, &gateway4) || address_is_equal(a, &gateway6) || address_is_equal(a, &underlay)))
+		return 1;
+	return bpf_map_lookup_elem(&node_addresses, a) != NULL;
 }
 
 /* Addresses that only our own programs put into a packet: services', and that of who asks himself through one. */
@@ -116,6 +120,23 @@ static __always_inline int source_is_stack(const struct packet *p, __u32 *identi
 		return DROP_SPOOFED_SOURCE;
 	*identity = IDENTITY_WORLD;
 	return DROP_NONE;
+}
+
+/*
+ * Whoever is outside has none of the addresses that are here, nor of those that
+ * come by the overlay. Nodes speak for themselves outside of it.
+ */
+static __always_inline int source_is_outside(const struct packet *p)
+{
+	const struct address *from = p->kind == PACKET_ICMP_ERROR ? &p->icmp_from : &p->tuple.saddr;
+	const struct peer *peer;
+
+	if (is_node_address(from) || (with_endpoints && endpoint_lookup(from)) || (with_services && is_service_address(from)))
+		return DROP_SPOOFED_SOURCE;
+	if (!with_overlay)
+		return DROP_NONE;
+	peer = peer_lookup(from);
+	return peer && !address_is_equal(from, &peer->node) ? DROP_SPOOFED_SOURCE : DROP_NONE;
 }
 
 /* Addresses that are nobody's, or everybody's, among those that the packet goes on with. */
@@ -183,18 +204,23 @@ static __always_inline int route_to_peer(const struct peer *peer, __u32 identity
 }
 
 /*
- * To the node's own stack. What an endpoint sends to the overlay port of a
- * node would be unpacked there as if a node had sent it: with any source and
- * any identity. What it sends from that port would, on a node that masquerades,
- * make the frames of the other node its answers. Nobody inside has business
- * there.
+ * What an endpoint sends to the overlay port of a node would be unpacked there as
+ * if a node had sent it: with any source and any identity. What it sends from that
+ * port would, on a node that masquerades, make the frames of the other node its
+ * answers. Nobody inside has business there.
  */
+static __always_inline int is_overlay_port(const struct decision *d)
+{
+	return with_overlay && d->reply.protocol == IPPROTO_UDP &&
+	       (d->reply.sport == htons(overlay_port) || d->reply.dport == htons(overlay_port));
+}
+
+/* To the node's own stack. */
 static __always_inline int route_to_host(const struct decision *d, struct verdict *v)
 {
 	if (!node.host_ifindex)
 		return DROP_HOST_NOT_READY;
-	if (with_overlay && d->reply.protocol == IPPROTO_UDP &&
-	    (d->reply.sport == htons(overlay_port) || d->reply.dport == htons(overlay_port)))
+	if (is_overlay_port(d))
 		return DROP_OVERLAY_PORT;
 	v->action = ACTION_TO_HOST;
 	v->oif = node.host_ifindex;
@@ -233,9 +259,80 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 		if (peer)
 			return route_to_peer(peer, from->identity, v);
 	}
+	err = is_node_address(&d->reply.saddr) ? WAY_STACK : device_find(skb, p, d);
+	if (err == WAY_OUT) {
+		if (is_overlay_port(d))
+			return DROP_OVERLAY_PORT;
+		err = device_masquerade(p, d);
+		if (err)
+			return err;
+		route_back_to_endpoint(from, v->oif, VERDICT_DECREMENT_TTL, d);
+		return DROP_NONE;
+	}
+	if (err != WAY_STACK)
+		return err;
 	/* The stack has counted the hop of an answer, if there was one. */
 	route_back_to_endpoint(from, node.net_ifindex, 0, d);
 	return route_to_host(d, v);
+}
+
+/*
+ * From an uplink. What is for an endpoint, or for a service and so for somebody
+ * else than it says, is ours; all else is the stack's and not looked at again.
+ */
+__global int route_from_device(struct __sk_buff *skb, struct packet *p, struct decision *d)
+{
+	const struct address *source;
+	struct endpoint *to = NULL;
+	struct verdict *v;
+	const struct peer *peer;
+	int err, translated;
+
+	if (!p || !d)
+		return DROP_NO_ROUTE;
+	v = &d->verdict;
+	v->iif = skb->ifindex;
+	v->flags = VERDICT_DECREMENT_TTL;
+	translated = with_translation && !tuple_is_reverse(&p->tuple, &d->reply);
+	if (with_endpoints)
+		to = endpoint_lookup(&d->reply.saddr);
+	if (!to && !translated) {
+		v->action = ACTION_PASS;
+		return DROP_NONE;
+	}
+	err = addresses_are_sane(p, d);
+	if (err)
+		return err;
+	err = source_is_outside(p);
+	if (err)
+		return err;
+	if (to)
+		return route_to_endpoint(to, v);
+	/* Its answers would leave by the stack, and nobody would turn them back. */
+	if (is_node_address(&d->reply.saddr))
+		return DROP_NO_ENDPOINT;
+	/* The answer of a backend on another node, on its way back to who has asked here. */
+	if (d->flags & DECISION_REPLY)
+		return device_find(skb, p, d) == WAY_OUT ? DROP_NONE : DROP_NO_ROUTE;
+	/* To such a backend: in this node's name, so that the answer comes here. */
+	if (!with_nat)
+		return DROP_NO_ENDPOINT;
+	peer = with_overlay ? peer_lookup(&d->reply.saddr) : NULL;
+	if (peer) {
+		struct address gateway = p->family == 4 ? config_address(&gateway_ipv4) : config_address(&gateway_ipv6);
+
+		if (address_is_zero(&gateway))
+			return DROP_NO_ADDRESS;
+		device_leave_as(p, &gateway, d);
+		return route_to_peer(peer, IDENTITY_WORLD, v);
+	}
+	if (device_find(skb, p, d) != WAY_OUT)
+		return DROP_NO_ROUTE;
+	source = device_address(v->oif, p->family);
+	if (!source)
+		return DROP_NO_ADDRESS;
+	device_leave_as(p, source, d);
+	return DROP_NONE;
 }
 
 __global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct sender *from, struct decision *d)
@@ -268,8 +365,13 @@ __global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct 
 			return route_to_endpoint(to, v);
 		}
 	}
+	if (is_node_address(&d->reply.saddr))
+		return route_to_host(d, v);
+	/* The answer of a backend to somebody outside who has asked here. */
+	if (with_nat && (d->flags & DECISION_REPLY) && !tuple_is_reverse(&p->tuple, &d->reply))
+		return device_find(skb, p, d) == WAY_OUT ? DROP_NONE : DROP_NO_ROUTE;
 	/* Anything else would make the node its peers' router. */
-	return is_node_address(&d->reply.saddr) ? route_to_host(d, v) : DROP_NO_ENDPOINT;
+	return DROP_NO_ENDPOINT;
 }
 
 /* The stack has counted the hop if there was one. */

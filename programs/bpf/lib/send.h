@@ -63,6 +63,38 @@ static __always_inline int send_to_peer(struct __sk_buff *skb, __u32 ifindex)
 }
 
 /*
+ * Out of the node. The kernel writes the link-layer header, and finds the next
+ * hop's address first if it must. A packet that has to go in pieces is left to
+ * the stack, which takes the node's own addresses from the host pair.
+ */
+static __always_inline int send_to_device(struct __sk_buff *skb, const struct packet *p, const struct verdict *v)
+{
+	const __be32 *via = (const __be32 *)v->remote.bytes;
+	struct bpf_redir_neigh to = {};
+
+	if (unlikely(v->mtu && p->l3_len > v->mtu && !p->dont_fragment && !skb->gso_size && node.host_ifindex)) {
+		__u8 macs[2 * ETH_ALEN];
+
+		for (int i = 0; i < ETH_ALEN; i++) {
+			macs[i] = node.host_mac[i];
+			macs[i + ETH_ALEN] = node.host_mac[i];
+		}
+		return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0) ? TCX_DROP : (int)bpf_redirect(node.host_ifindex, BPF_F_INGRESS);
+	}
+	if (v->vni)
+		return (int)bpf_redirect_neigh(v->oif, NULL, 0, 0);
+	if (address_is_ipv4(&v->remote)) {
+		to.nh_family = AF_INET;
+		to.ipv4_nh = via[3];
+	} else {
+		to.nh_family = AF_INET6;
+		for (int i = 0; i < 4; i++)
+			to.ipv6_nh[i] = via[i];
+	}
+	return (int)bpf_redirect_neigh(v->oif, &to, sizeof(to), 0);
+}
+
+/*
  * Hands the packet over. It must have passed send_check(). reply: how its
  * answers will arrive, which says under which tuple it goes on.
  */
@@ -93,6 +125,10 @@ static __always_inline int send(struct __sk_buff *skb, const struct packet *p, c
 			return drop(skb, program, (__u32)err);
 		count(skb, program, ACTION_TO_OVERLAY);
 		return (int)bpf_redirect(v->oif, 0);
+	}
+	if (v->action == ACTION_TO_DEVICE) {
+		count(skb, program, ACTION_TO_DEVICE);
+		return send_to_device(skb, p, v);
 	}
 	if (v->action == ACTION_TO_HOST) {
 		err = rewrite_macs(skb, v);

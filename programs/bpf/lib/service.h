@@ -21,6 +21,7 @@ struct service_work {
 	__u32 hash;                 /* of a socket; of a packet it is made where it is wanted */
 	__u16 steady;               /* the choice by weight is made by that hash too, not at random */
 	__be16 port;                /* of the client */
+	__u32 outside;              /* the client is: what is for inside only is not there */
 	/* out */
 	struct frontend frontend;
 	struct backend backend;
@@ -31,6 +32,13 @@ struct service_work {
 	__u32 id;
 };
 _Static_assert(sizeof(struct service_work) <= SCRATCH_SIZE, "it lies in the scratch room");
+
+/* Who may ask for a service. */
+enum service_client {
+	CLIENT_NONE = 0,    /* nobody comes this way who would */
+	CLIENT_INSIDE = 1,
+	CLIENT_OUTSIDE = 2, /* does not get to what is for the inside only */
+};
 
 /* What comes of a choice, besides a drop reason. */
 enum service_result {
@@ -184,6 +192,8 @@ __global int service_choose(struct service_work *w)
 		err = service_read(w);
 		if (err != SERVICE_CHOSEN)
 			return err;
+		if (w->outside && w->frontend.type == FRONTEND_CLUSTER_IP)
+			return SERVICE_NONE;
 		/* Before anything is remembered of the client. */
 		if ((w->client.kind & AFFINITY_ADDRESS) && !service_takes(w, &w->client.client))
 			return DROP_SOURCE_RANGE;

@@ -134,6 +134,7 @@ static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socke
 	*(__u32 *)&w->client.client.bytes[12] = (__u32)netns;
 	w->hash = (__u32)(cookie * 0x9e3779b97f4a7c15ULL >> 32);
 	w->steady = (__u16)datagram;
+	w->outside = 0;
 	err = service_choose(w);
 	/* Who may reach a service by his address is for the packet to show. */
 	if (err != SERVICE_NONE && (w->frontend.flags & FRONTEND_RANGES))

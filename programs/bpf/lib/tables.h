@@ -35,10 +35,26 @@ struct {
 	__uint(max_entries, PROGRAM_COUNT * DROP_COUNT);
 } metrics SEC(".maps");
 
+/* programs: the ways out of the node, by interface */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32);
+	__type(value, struct uplink);
+	__uint(max_entries, 64);
+} uplinks SEC(".maps");
+
+/* programs: the node's own addresses; the value says nothing */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct address);
+	__type(value, __u32);
+	__uint(max_entries, 1024);
+} node_addresses SEC(".maps");
+
 /* tunnel */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__type(key, struct peer_key);
+	__type(key, struct prefix_key);
 	__type(value, struct peer);
 	__uint(max_entries, 1);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -73,6 +89,30 @@ struct {
 	__type(value, struct fragments);
 	__uint(max_entries, 1);
 } fragments_seen SEC(".maps");
+
+/* where endpoints are seen by their own addresses; the value says nothing */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct prefix_key);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} unmasqueraded SEC(".maps");
+
+/* by a hash of the destination */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct nat_ports);
+	__uint(max_entries, 1);
+} nat_hints SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, NAT_EVENT_COUNT);
+} nat_events SEC(".maps");
 
 /* lb */
 struct {

@@ -48,7 +48,7 @@ static __always_inline int service_is_there(struct service_work *w)
  * A packet of a new flow. Most are not for a service: one look-up tells, of the
  * address.
  */
-static __always_inline int service_new(struct packet *p, struct decision *d, struct service_work *w)
+static __always_inline int service_new(struct packet *p, struct decision *d, struct service_work *w, enum service_client who)
 {
 	const struct frontend *at;
 	int owned, err;
@@ -71,6 +71,7 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 		w->client.client = p->tuple.saddr;
 		w->port = p->tuple.sport;
 		w->steady = 0;
+		w->outside = who == CLIENT_OUTSIDE;
 		err = service_choose(w);
 	} else {
 		err = owned && (p->icmp_type == ICMP_ECHO || p->icmp_type == ICMPV6_ECHO) ? SERVICE_ECHO : SERVICE_NONE;
@@ -97,7 +98,7 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 
 /* A packet of a flow that is known: is it still between the two that it was between? */
 static __always_inline int service_again(const struct packet *p, const struct flow *f, struct decision *d, struct service_work *w,
-					 int may_choose)
+					 enum service_client who)
 {
 	int reply = f->flags & FLOW_REPLY, err;
 	/* As its originator's packets arrive, and as those of the other side do. */
@@ -108,13 +109,13 @@ static __always_inline int service_again(const struct packet *p, const struct fl
 		 * It was for no service. Perhaps there is one at its address since, that
 		 * it is not a backend of itself; a connection stays where it is.
 		 */
-		if (may_choose && (p->tuple.protocol != IPPROTO_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) &&
+		if (who && (p->tuple.protocol != IPPROTO_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) &&
 		    service_holds(w, &p->tuple, &p->tuple.daddr, p->tuple.dport) == DROP_BACKEND_GONE && service_is_there(w))
 			d->flags |= DECISION_ANEW;
 		return DROP_NONE;
 	}
 	err = service_holds(w, original, &answer->saddr, answer->sport);
-	if (err != DROP_BACKEND_GONE || reply || !may_choose)
+	if (err != DROP_BACKEND_GONE || reply || !who)
 		return err;
 	if (p->tuple.protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN) {
 		d->flags |= DECISION_REFUSE; /* nobody can go on with this connection */
@@ -126,10 +127,9 @@ static __always_inline int service_again(const struct packet *p, const struct fl
 
 /*
  * Where a packet goes on to, by the services. f: its flow, NULL if it has none
- * or is about to begin another. may_choose: it comes from where services are
- * asked for. Returns DROP_NONE, SERVICE_ECHO, or the reason to drop it.
+ * or is about to begin another. who: asks for services where it comes from. Returns DROP_NONE, SERVICE_ECHO, or the reason to drop it.
  */
-__global int service_translate(struct packet *p, struct flow *f, struct decision *d, int may_choose)
+__global int service_translate(struct packet *p, struct flow *f, struct decision *d, enum service_client who)
 {
 	struct scratch *s;
 	struct service_work *w;
@@ -146,12 +146,12 @@ __global int service_translate(struct packet *p, struct flow *f, struct decision
 	} else {
 		if (f) {
 			d->reply = f->peer;
-			err = service_again(p, f, d, w, may_choose);
+			err = service_again(p, f, d, w, who);
 		}
 		if (!f || (d->flags & DECISION_ANEW)) {
 			tuple_reverse(&p->tuple, &d->reply);
-			if (may_choose)
-				err = service_new(p, d, w);
+			if (who)
+				err = service_new(p, d, w, who);
 		}
 	}
 	scratch_give_back(s);

@@ -49,7 +49,7 @@ enum program {
 	PROGRAM_TO_ENDPOINT = 2,
 	PROGRAM_FROM_HOST = 3,
 	PROGRAM_FROM_OVERLAY = 4,
-	PROGRAM_FROM_UNDERLAY = 5,
+	PROGRAM_FROM_DEVICE = 5,
 	PROGRAM_COUNT = 8, /* room for the hooks to come */
 };
 
@@ -61,6 +61,7 @@ enum action {
 	ACTION_TO_HOST = 3,     /* to the node's own stack */
 	ACTION_PASS = 4,        /* left to the next program and the stack */
 	ACTION_ANSWERED = 5,    /* answered here: ARP, NDP */
+	ACTION_TO_DEVICE = 6,   /* out of the node by one of its uplinks */
 	ACTION_COUNT = 16,
 };
 
@@ -81,7 +82,7 @@ enum drop_reason {
 	DROP_NOT_FOR_GATEWAY = 27,      /* an ARP or NDP question for somebody else */
 	DROP_ENDPOINT_NOT_READY = 28,   /* no program is attached to the destination yet */
 	DROP_NO_ENDPOINT = 29,          /* no endpoint of this node has the destination */
-	DROP_NO_ROUTE = 30,             /* neither an endpoint nor a peer has the destination */
+	DROP_NO_ROUTE = 30,             /* neither an endpoint nor a peer has the destination, nor does a route lead to it */
 	DROP_HOST_NOT_READY = 31,       /* the host pair is not attached */
 	DROP_OVERLAY_NOT_READY = 32,    /* the overlay device is not attached */
 	DROP_OVERLAY_PORT = 33,         /* a forged overlay packet from an endpoint */
@@ -107,6 +108,7 @@ enum drop_reason {
 	DROP_NO_SUCH_PORT = 53,         /* an address of services, and none at this port */
 	DROP_SERVICE_CHANGED = 54,      /* a service changed again and again while it was looked at */
 	DROP_NO_ROOM = 55,              /* all pieces of this CPU's scratch room are in use */
+	DROP_NO_ADDRESS = 56,           /* the way out of the node has no address that the packet could leave with */
 	DROP_COUNT = 64,
 };
 
@@ -133,8 +135,7 @@ struct counters {
 	__u64 bytes;
 };
 
-/* The node that has a prefix. */
-struct peer_key {
+struct prefix_key {
 	__u32 prefixlen; /* 0..128; an IPv4 prefix has 96 more */
 	struct address addr;
 };
@@ -143,6 +144,7 @@ enum peer_flag {
 	PEER_FIXED_VNI = 1, /* send with vni and not with the sender's identity */
 };
 
+/* The node that has a prefix. */
 struct peer {
 	struct address node;
 	__u32 vni;
@@ -151,10 +153,38 @@ struct peer {
 };
 _Static_assert(sizeof(struct peer) == 28, "no hidden padding in a value");
 
+/* A way out of the node, by its interface. */
+struct uplink {
+	struct address addrs[2]; /* IPv4, IPv6: what leaves in the node's name has it; all zero: none */
+};
+_Static_assert(sizeof(struct uplink) == 32, "no hidden padding in a value");
+
+#define NAT_WORDS 1024
+
+/*
+ * Which source ports the flows to a destination have, one bit each: a hint of
+ * where to look. Destinations share it, and what counts is the flow table.
+ */
+struct nat_ports {
+	__u32 next; /* word to begin at, counted without end */
+	__u32 reserved;
+	__u64 used[NAT_WORDS];
+};
+_Static_assert(sizeof(struct nat_ports) == 8200, "no hidden padding in a value");
+
+/* How many ports were tried for a flow: 1, 2 to 3, 4 to 7, and so on. */
+enum nat_event {
+	NAT_TRIES = 0,
+	NAT_KEPT = 8,      /* the port is its own */
+	NAT_EXHAUSTED = 9, /* none of those tried was free */
+	NAT_EVENT_COUNT = 16,
+};
+
 enum verdict_flag {
 	VERDICT_DECREMENT_TTL = 1,
 	VERDICT_NO_PEER_REDIRECT = 2,
 	VERDICT_TRANSLATE = 4, /* the packet goes on under the reverse of the entry's peer */
+	VERDICT_AGES = 8,      /* found by the node's routes, which change without telling us */
 };
 
 /* What to do with the packets of one direction of a flow. */
@@ -167,7 +197,7 @@ struct verdict {
 	__u8 flags;  /* enum verdict_flag */
 	__u8 dmac[6];
 	__u8 smac[6];
-	struct address remote; /* node to send to; on arrival from the overlay, the sender */
+	struct address remote; /* node to send to; on arrival from the overlay, the sender; else, to a device, the next hop */
 	__u16 addr_delta; /* what the translation of the addresses adds to a checksum's sum */
 	__u16 port_delta; /* and that of the ports */
 };
@@ -176,6 +206,9 @@ _Static_assert(sizeof(struct verdict) == 48, "no hidden padding in a value");
 enum decision_flag {
 	DECISION_ANEW = 1,   /* the flow that is there is over, and another begins */
 	DECISION_REFUSE = 2, /* the sender is told that it was dropped, else he waits in vain */
+	DECISION_KNOWN = 4,  /* the packet is of a flow that is there, and of its originator */
+	DECISION_REPLY = 8,  /* the same, of the other side */
+	DECISION_OWN_PORT = 16, /* the flow gets a source port of the node */
 };
 
 /*
@@ -229,7 +262,7 @@ struct flow {
 	__u32 stage;     /* enum flow_stage, of the originator's entry; a reply's is 0, or dead */
 	__u32 slot;      /* in the ring of the unconfirmed; of a reply of TCP: the number that its opening is to be answered with */
 	__u32 created;   /* lower half of the jiffies */
-	__u32 reserved2;
+	__u32 found;     /* when the verdict was, lower half of the jiffies */
 };
 _Static_assert(sizeof(struct flow) == 136, "no hidden padding in a value");
 
@@ -463,7 +496,7 @@ struct node_state {
 	__u32 net_ifindex;
 	__u32 overlay_ifindex;
 	__u8 host_mac[6];
-	__u8 reserved[2];
+	__u16 uplinks; /* how many there are */
 	__u64 netns_cookie;
 };
 _Static_assert(sizeof(struct node_state) == 32, "no hidden padding in a value");

@@ -1,0 +1,118 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * from_device: tcx ingress of an uplink. What is for an endpoint, for a service
+ * or an answer to one of our flows goes on from here, past the node's stack; all
+ * else is left to that as it came.
+ */
+#include "lib/bpf.h"
+#include "lib/config.h"
+#include "lib/drop.h"
+#include "lib/flow.h"
+#include "lib/overlay.h"
+#include "lib/parse.h"
+#include "lib/path.h"
+#include "lib/refuse.h"
+#include "lib/route.h"
+#include "lib/scratch.h"
+#include "lib/send.h"
+#include "lib/shortcut.h"
+
+#define HOOK PROGRAM_FROM_DEVICE
+
+/* Back to where the packet came from. */
+static __always_inline int answer(struct __sk_buff *skb)
+{
+	return (int)bpf_redirect(skb->ifindex, 0);
+}
+
+/* What an address of services answers itself: an echo, and who asks for what is not there. */
+static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const struct decision *d, int err)
+{
+	if (err == SERVICE_ECHO) {
+		err = echo_answer(skb, p);
+		if (err)
+			return drop(skb, HOOK, (__u32)err);
+		count(skb, HOOK, ACTION_ANSWERED);
+		return answer(skb);
+	}
+	drop(skb, HOOK, (__u32)err);
+	return (d->flags & DECISION_REFUSE) && !refuse(skb, p) ? answer(skb) : TCX_DROP;
+}
+
+static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struct decision *d)
+{
+	struct flow *f = NULL;
+	int decided, err;
+
+	/* Of a flow that is not ours: a later part of a datagram, an error. */
+	if (path_prepare(p, &f, d))
+		return TCX_NEXT;
+	decided = path_is_decided(skb, p, f, d);
+	if (!decided) {
+		err = path_translate(p, f, d, CLIENT_OUTSIDE);
+		if (err)
+			return serve(skb, p, d, err);
+		err = route_from_device(skb, p, d);
+		if (err)
+			return drop(skb, HOOK, (__u32)err);
+		if (d->verdict.action == ACTION_PASS)
+			return TCX_NEXT;
+	}
+	err = send_check(skb, p, &d->verdict);
+	if (err) {
+		drop(skb, HOOK, (__u32)err);
+		return icmp_answer(skb, p, err, d->verdict.mtu, SPEAKER_UPLINK) ? TCX_DROP : answer(skb);
+	}
+	err = path_remember(skb, p, f, decided, d);
+	if (err)
+		return drop(skb, HOOK, (__u32)err);
+	return send_decided(skb, p, d, HOOK);
+}
+
+__global int slow(struct __sk_buff *skb, struct packet *p)
+{
+	struct scratch *s;
+	int verdict;
+
+	if (!p)
+		return TCX_DROP;
+	s = scratch_take_empty(sizeof(struct decision));
+	if (!s)
+		return drop(skb, HOOK, DROP_NO_ROOM);
+	verdict = decide(skb, p, (struct decision *)s->bytes);
+	scratch_give_back(s);
+	return verdict;
+}
+
+SEC("tc")
+int from_device(struct __sk_buff *skb)
+{
+	struct sender from;
+	struct packet p;
+
+	if (!with_flows)
+		return TCX_NEXT;
+	if (with_overlay && overlay_read(skb, &from))
+		return shortcut(skb, &from, HOOK);
+	/* What is no sound packet is none of ours. */
+	if (packet_parse(skb, &p) || p.kind == PACKET_NEIGHBOUR)
+		return TCX_NEXT;
+	if (with_overlay && p.tuple.protocol == IPPROTO_UDP && p.tuple.dport == htons(overlay_port))
+		return TCX_NEXT;
+	if (likely(p.kind == PACKET_PLAIN)) {
+		struct flow *f = flow_lookup(&p.tuple);
+		int settled = f && flow_is_settled(f, skb->ifindex, &p);
+
+		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f))) && likely(!send_check(skb, &p, &f->verdict))) {
+			if (likely(settled))
+				flow_touch(f, skb, &p);
+			else
+				flow_track(skb, &p, f);
+			return send(skb, &p, &f->verdict, &f->peer, HOOK);
+		}
+	}
+	return slow(skb, &p);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
