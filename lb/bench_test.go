@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/stretchr/testify/require"
 
 	"github.com/godatapath/datapath/conntrack"
@@ -48,29 +47,6 @@ func middle(all []float64) float64 {
 	return sum / float64(len(half))
 }
 
-// freshly makes a program that writes a packet anew before the next one gets it:
-// in the runs of a benchmark it is the one that the run before has translated.
-func (r *rig) freshly(frame []byte, next *ebpf.Program) *ebpf.Program {
-	r.t.Helper()
-	jump, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
-	require.NoError(r.t, err)
-	r.t.Cleanup(func() { jump.Close() })
-	require.NoError(r.t, jump.Put(uint32(0), next))
-	bytes, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(frame)), MaxEntries: 1})
-	require.NoError(r.t, err)
-	r.t.Cleanup(func() { bytes.Close() })
-	require.NoError(r.t, bytes.Put(uint32(0), frame))
-	return yardstick.Program(r.t, "freshly", asm.Instructions{
-		asm.Mov.Reg(asm.R6, asm.R1),
-		asm.LoadMapValue(asm.R3, bytes.FD(), 0),
-		asm.Mov.Imm(asm.R2, 0), asm.Mov.Imm(asm.R4, int32(len(frame))), asm.Mov.Imm(asm.R5, 0),
-		asm.FnSkbStoreBytes.Call(),
-		asm.Mov.Reg(asm.R1, asm.R6), asm.LoadMapPtr(asm.R2, jump.FD()), asm.Mov.Imm(asm.R3, 0),
-		asm.FnTailCall.Call(),
-		asm.Mov.Imm(asm.R0, 99), asm.Return(),
-	})
-}
-
 // BenchmarkEstablished prints what a packet to a service costs, beside one to
 // the backend itself; the same for their answers.
 func BenchmarkEstablished(b *testing.B) {
@@ -84,7 +60,7 @@ func BenchmarkEstablished(b *testing.B) {
 		times []float64
 	}
 	some := tcp(at(casts[0].blue, 1), at(casts[0].green, 2), packet.ACK)
-	all := []*runner{{name: "empty", prog: r.freshly(some, empty), frame: some}}
+	all := []*runner{{name: "empty", prog: yardstick.Freshly(b, some, empty), frame: some}}
 	for _, c := range casts {
 		is4 := c.name == "IPv4"
 		self, pod, vip := loop[is4], at(c.green, 8080), at(c.vip, 80)
@@ -98,7 +74,7 @@ func BenchmarkEstablished(b *testing.B) {
 				require.Equal(b, redirected, r.send("from_endpoint", "green", tcp(to, from, flags|packet.ACK)).verdict)
 			}
 			f := tcp(from, dst, packet.ACK)
-			all = append(all, &runner{name: c.name + []string{" to a pod", " to a service"}[i], prog: r.freshly(f, r.dp.Program("from_endpoint")), frame: f})
+			all = append(all, &runner{name: c.name + []string{" to a pod", " to a service"}[i], prog: yardstick.Freshly(b, f, r.dp.Program("from_endpoint")), frame: f})
 		}
 		for i, dst := range []netip.AddrPort{at(self, 9090), at(c.vip, 90)} {
 			from := at(client.Addr(), client.Port()+uint16(i))
@@ -107,7 +83,7 @@ func BenchmarkEstablished(b *testing.B) {
 				require.Equal(b, redirected, r.send("from_endpoint", "lo", tcp(at(self, 9090), from, flags|packet.ACK)).verdict)
 			}
 			f := tcp(at(self, 9090), from, packet.ACK)
-			all = append(all, &runner{name: c.name + []string{" answer of a pod", " answer of a service"}[i], prog: r.freshly(f, r.dp.Program("from_endpoint")), frame: f})
+			all = append(all, &runner{name: c.name + []string{" answer of a pod", " answer of a service"}[i], prog: yardstick.Freshly(b, f, r.dp.Program("from_endpoint")), frame: f})
 		}
 	}
 	for b.Loop() {

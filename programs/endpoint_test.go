@@ -160,7 +160,8 @@ func TestAttachWithoutTheBlock(t *testing.T) {
 	defer func() { assert.NoError(t, dp.Close()) }()
 	l := devices.Link{Index: ifindex}
 	for text, attach := range map[string]func(programs.Link) error{
-		"without a peers block": dp.AttachOverlay, "the node's own address": dp.AttachDevice,
+		"without a peers block":                               dp.AttachOverlay,
+		"without a flow table":                                func(l programs.Link) error { return dp.AttachDevice(l) },
 		"attach an endpoint: the datapath was loaded without": dp.AttachEndpoint, "prepare an endpoint: the datapath was loaded without": dp.PrepareEndpoint,
 	} {
 		require.ErrorContains(t, attach(l), text)

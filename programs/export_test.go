@@ -12,8 +12,13 @@ import (
 
 // TablesForTest are the tables that a datapath makes itself.
 func TablesForTest(d *Datapath) map[string]*ebpf.Map {
-	return map[string]*ebpf.Map{node.MapName: d.state.Map(), attachedTable: d.attached}
+	return map[string]*ebpf.Map{
+		node.MapName: d.state.Map(), attachedTable: d.attached, uplinksTable: d.uplinks, nodeAddressesTable: d.addresses,
+	}
 }
+
+// SettingsForTest are the load-time constants that a datapath has of its own.
+func SettingsForTest(d *Datapath) (map[string]any, error) { return d.cfg.settings() }
 
 // SetForTest gives a datapath the devices that a packet test only names.
 func SetForTest(d *Datapath, host, overlay uint32, mac net.HardwareAddr, attached map[uint32]uint32) {

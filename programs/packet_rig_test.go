@@ -158,6 +158,8 @@ type skbContext struct {
 type hop struct {
 	ifindex uint32
 	peer    bool // into the namespace behind the device
+	neigh   bool // to a next hop, whose address the kernel finds
+	via     netip.Addr
 	flags   uint64
 	vni     uint32
 	node    netip.Addr
@@ -505,7 +507,8 @@ func (r *rig) record(blocks []programs.Block) {
 	require.NoError(r.t, err)
 	r.t.Cleanup(func() { r.calls.Close() })
 	r.recorded = map[string]*ebpf.Program{}
-	settings := map[string]any{"gateway_ipv4": wire.Addr(gate4), "gateway_ipv6": wire.Addr(gate6)}
+	settings, err := programs.SettingsForTest(r.dp)
+	require.NoError(r.t, err)
 	tables := programs.TablesForTest(r.dp)
 	for _, b := range blocks {
 		maps.Copy(settings, b.DatapathParts().Settings)
@@ -554,10 +557,12 @@ var programSpecs = sync.OnceValue(func() map[string]*ebpf.CollectionSpec {
 
 // noteCalls leads the calls of the sending helpers through functions of ours.
 // What they note: which helper redirected, to which interface, with which
-// flags; whether a header was set, and the 28 bytes of it.
+// flags, and the 20 bytes of the next hop; whether a header was set, and the 28
+// bytes of it.
 func noteCalls(p *ebpf.ProgramSpec, calls *ebpf.Map) {
 	detours := map[asm.BuiltinFunc]string{
-		asm.FnRedirect: "note_redirect", asm.FnRedirectPeer: "note_peer", asm.FnSkbSetTunnelKey: "note_header",
+		asm.FnRedirect: "note_redirect", asm.FnRedirectPeer: "note_peer", asm.FnRedirectNeigh: "note_neigh",
+		asm.FnSkbSetTunnelKey: "note_header",
 	}
 	used := map[string]bool{}
 	for i, ins := range p.Instructions {
@@ -613,6 +618,22 @@ func noteCalls(p *ebpf.ProgramSpec, calls *ebpf.Map) {
 		asm.Mov.Reg(asm.R4, asm.R9),
 		asm.FnSkbSetTunnelKey.Call(), asm.Return(),
 	)
+	neigh := append(begin("note_neigh", "ifindex", "params", "size", "flags"),
+		asm.StoreImm(asm.R0, 0, 3, asm.Word),
+		asm.StoreMem(asm.R0, 4, asm.R6, asm.Word),
+		asm.StoreMem(asm.R0, 8, asm.R9, asm.Word),
+		asm.JEq.Imm(asm.R7, 0, "note_neigh_on"),
+	)
+	for off := int16(0); off < 20; off += 4 { // struct bpf_redir_neigh
+		neigh = append(neigh, asm.LoadMem(asm.R1, asm.R7, off, asm.Word), asm.StoreMem(asm.R0, 16+off, asm.R1, asm.Word))
+	}
+	bodies["note_neigh"] = append(neigh,
+		asm.Mov.Reg(asm.R1, asm.R6).WithSymbol("note_neigh_on"),
+		asm.Mov.Reg(asm.R2, asm.R7),
+		asm.Mov.Reg(asm.R3, asm.R8),
+		asm.Mov.Reg(asm.R4, asm.R9),
+		asm.FnRedirectNeigh.Call(), asm.Return(),
+	)
 	for name := range used {
 		p.Instructions = append(p.Instructions, bodies[name]...)
 	}
@@ -624,7 +645,19 @@ func (r *rig) sent() (hop, error) {
 	if err := errors.Join(r.calls.Lookup(uint32(0), &c), r.calls.Put(uint32(0), [12]uint32{})); err != nil {
 		return hop{}, err
 	}
-	h := hop{ifindex: c[1], peer: c[0] == 2, flags: uint64(c[2])}
+	h := hop{ifindex: c[1], peer: c[0] == 2, neigh: c[0] == 3, flags: uint64(c[2])}
+	if h.neigh {
+		var next []byte
+		for _, w := range c[5:9] {
+			next = binary.NativeEndian.AppendUint32(next, w)
+		}
+		switch c[4] {
+		case unix.AF_INET:
+			h.via = netip.AddrFrom4([4]byte(next))
+		case unix.AF_INET6:
+			h.via = netip.AddrFrom16([16]byte(next))
+		}
+	}
 	if c[3] == 1 {
 		h.vni = c[4]
 		h.node = netip.AddrFrom4([4]byte{byte(c[5] >> 24), byte(c[5] >> 16), byte(c[5] >> 8), byte(c[5])})

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -72,6 +73,9 @@ type rigConfig struct {
 	noPeers  bool
 	notReady bool // nothing is attached
 	services *lb.Balancer
+
+	stackRouting bool
+	routeAge     time.Duration
 }
 
 func newRig(t testing.TB, cfg rigConfig) *rig {
@@ -103,7 +107,9 @@ func newRig(t testing.TB, cfg rigConfig) *rig {
 	if cfg.services != nil {
 		r.blocks = append(r.blocks, cfg.services)
 	}
-	r.dp, err = programs.Load(programs.Config{Namespace: r.ns, Gateways: []netip.Addr{gate4, gate6}, EndpointRoutes: true}, r.blocks...)
+	r.dp, err = programs.Load(programs.Config{
+		Namespace: r.ns, Gateways: []netip.Addr{gate4, gate6}, EndpointRoutes: true, StackRouting: cfg.stackRouting, RouteAge: cfg.routeAge,
+	}, r.blocks...)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.dp.Close()) })
 

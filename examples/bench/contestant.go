@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/examples/internal/cluster"
@@ -39,21 +41,27 @@ const (
 	nameService     = "service"
 	nameServices    = "service-of-many"
 	nameSocket      = "service-by-socket"
+
+	nameNodePort         = "node-port"
+	nameNodePorts        = "node-port-of-many"
+	nameIPTablesNodePort = "iptables-node-port-of-many"
+	nameNFTablesNodePort = "nftables-node-port-of-many"
 )
 
 // arena holds what the contestants are made of.
 type arena struct {
 	contestants []contestant
 	ipv6        bool
-	bridged     bool // a bridge is between the nodes, not a wire
-	services    int  // of the contestants with many
+	bridged     bool     // a bridge is between the nodes, not a wire
+	services    int      // of the contestants with many
+	only        []string // contestants; empty: all
 	cluster     cluster.Config
 	undo        []func() error
 }
 
 // newArena builds all contestants.
 func newArena(ctx context.Context, s settings, p *progress) (_ *arena, err error) {
-	a := &arena{ipv6: s.ipv6, services: s.services, bridged: s.underlay == underlayBridge, cluster: s.cluster()}
+	a := &arena{ipv6: s.ipv6, services: s.services, only: s.only, bridged: s.underlay == underlayBridge, cluster: s.cluster()}
 	var u undo.Stack
 	defer u.Run(&err)
 	u.Push(a.close)
@@ -61,16 +69,24 @@ func newArena(ctx context.Context, s settings, p *progress) (_ *arena, err error
 	for _, c := range []struct {
 		name  string
 		build func(context.Context) error
+		adds  []string
 	}{
-		{"two namespaces and a veth", a.addVeth},
-		{"kernel forwarding", a.addForwarding},
-		{"kernel vxlan", a.addKernelVXLAN},
-		{many + " in iptables, as kube-proxy has them", a.addIPTables},
-		{many + " in nftables, as kube-proxy has them", a.addNFTables},
-		{"the datapath: two nodes, two endpoints each", a.addOurs},
-		{"the datapath with one service", a.addService},
-		{"the datapath with " + many, a.addServices},
+		{"two namespaces and a veth", a.addVeth, []string{nameVeth}},
+		{"kernel forwarding", a.addForwarding, []string{nameForwarding}},
+		{"kernel vxlan", a.addKernelVXLAN, []string{nameKernelVXLAN}},
+		{many + " in iptables, as kube-proxy has them", a.addIPTables, []string{nameIPTables}},
+		{many + " in nftables, as kube-proxy has them", a.addNFTables, []string{nameNFTables}},
+		{"the datapath: two nodes, two endpoints each", a.addOurs, []string{nameSameNode, nameOverlay}},
+		{"the datapath with one service", a.addService, []string{nameService, nameSocket}},
+		{"the datapath with " + many, a.addServices, []string{nameServices}},
+		{"a NodePort in iptables", a.addIPTablesNodePort, []string{nameIPTablesNodePort}},
+		{"a NodePort in nftables", a.addNFTablesNodePort, []string{nameNFTablesNodePort}},
+		{"a NodePort of the datapath", a.addNodePort, []string{nameNodePort}},
+		{"a NodePort of the datapath, of " + many, a.addNodePorts, []string{nameNodePorts}},
 	} {
+		if !slices.ContainsFunc(c.adds, a.wants) {
+			continue
+		}
 		p.say("building " + c.name)
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -92,7 +108,34 @@ func newArena(ctx context.Context, s settings, p *progress) (_ *arena, err error
 	return a, nil
 }
 
-func (a *arena) add(c contestant) { a.contestants = append(a.contestants, c) }
+func (a *arena) add(c contestant) {
+	if a.wants(c.name) {
+		a.contestants = append(a.contestants, c)
+	}
+}
+
+func (a *arena) wants(name string) bool { return len(a.only) == 0 || slices.Contains(a.only, name) }
+
+// names lists all contestants. The limit is always among those that are measured:
+// the others are compared with it.
+var names = []string{
+	nameVeth, nameForwarding, nameKernelVXLAN, nameIPTables, nameNFTables, nameSameNode, nameOverlay, nameService, nameSocket, nameServices,
+	nameIPTablesNodePort, nameNFTablesNodePort, nameNodePort, nameNodePorts,
+}
+
+func selectContestants(list string) ([]string, error) {
+	if list == "" {
+		return nil, nil
+	}
+	only := []string{nameVeth}
+	for name := range strings.SplitSeq(list, ",") {
+		if !slices.Contains(names, name) {
+			return nil, fmt.Errorf("%q is none of %s", name, strings.Join(names, ", "))
+		}
+		only = append(only, name)
+	}
+	return only, nil
+}
 
 func (a *arena) push(step func() error) { a.undo = append(a.undo, step) }
 

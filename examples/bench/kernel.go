@@ -138,7 +138,7 @@ func (a *arena) host(router space, n, mtu int) (host space, addr netip.Addr, err
 	if host, err = a.namespace(); err != nil {
 		return host, addr, err
 	}
-	gateway := a.addr(fmt.Sprintf("10.99.%d.1/24", n), fmt.Sprintf("fd00:99:%d::1/64", n))
+	gateway := a.gateway(n)
 	own := a.addr(fmt.Sprintf("10.99.%d.10/24", n), fmt.Sprintf("fd00:99:%d::10/64", n))
 	port := fmt.Sprintf("port%d", n)
 	if err := router.join(port, host, "eth0", mtu); err != nil {
@@ -153,6 +153,13 @@ func (a *arena) host(router space, n, mtu int) (host space, addr netip.Addr, err
 	everywhere := a.addr("0.0.0.0/0", "::/0")
 	return host, own.Addr(), host.route(everywhere, gateway.Addr(), "eth0")
 }
+
+func (a *arena) gateway(n int) netip.Prefix {
+	return a.addr(fmt.Sprintf("10.99.%d.1/24", n), fmt.Sprintf("fd00:99:%d::1/64", n))
+}
+
+// routerAddr is the address that a router has for its n-th host.
+func (a *arena) routerAddr(n int) netip.Addr { return a.gateway(n).Addr() }
 
 // vtep is the number of a node with a vxlan device.
 type vtep int

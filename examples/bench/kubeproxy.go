@@ -24,12 +24,14 @@ var errLeftOut = errors.New("left out")
 type ruleSet struct {
 	ipv6     bool
 	pods     netip.Prefix
+	nodePort bool // the service that leads to the server is at the node's addresses too
 	services []ruleService
 }
 
 type ruleService struct {
 	front    netip.AddrPort
 	protocol string // tcp or udp
+	asked    bool
 	backends []netip.AddrPort
 }
 
@@ -39,7 +41,7 @@ func (a *arena) newRuleSet(front, server netip.Addr, services int) ruleSet {
 		if i == services/2 {
 			for _, protocol := range []string{"tcp", "udp"} {
 				s.services = append(s.services, ruleService{
-					front: netip.AddrPortFrom(front, port), protocol: protocol, backends: []netip.AddrPort{netip.AddrPortFrom(server, port)},
+					front: netip.AddrPortFrom(front, port), protocol: protocol, asked: true, backends: []netip.AddrPort{netip.AddrPortFrom(server, port)},
 				})
 			}
 			continue
@@ -59,16 +61,25 @@ func (a *arena) addIPTables(ctx context.Context) error {
 	if a.ipv6 {
 		tool = "ip6tables-restore"
 	}
-	return a.addRules(ctx, nameIPTables, "iptables, of "+thousands(a.services), ruleSet.iptables, tool)
+	return a.addRules(ctx, rules{name: nameIPTables, title: "iptables, of " + thousands(a.services), text: ruleSet.iptables, tool: tool})
 }
 
 func (a *arena) addNFTables(ctx context.Context) error {
-	return a.addRules(ctx, nameNFTables, "nftables, of "+thousands(a.services), ruleSet.nftables, "nft", "-f", "-")
+	return a.addRules(ctx, rules{name: nameNFTables, title: "nftables, of " + thousands(a.services), text: ruleSet.nftables, tool: "nft", args: []string{"-f", "-"}})
+}
+
+// rules is a contestant made of them.
+type rules struct {
+	name, title string
+	nodePort    bool // the client asks at the router's own address
+	text        func(ruleSet) string
+	tool        string
+	args        []string
 }
 
 // addRules puts a router between the two, with services in its rules.
-func (a *arena) addRules(ctx context.Context, name, title string, text func(ruleSet) string, tool string, args ...string) error {
-	path, err := exec.LookPath(tool)
+func (a *arena) addRules(ctx context.Context, r rules) error {
+	path, err := exec.LookPath(r.tool)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errLeftOut, err)
 	}
@@ -76,14 +87,20 @@ func (a *arena) addRules(ctx context.Context, name, title string, text func(rule
 	if err != nil {
 		return err
 	}
-	c.name, c.title, c.front = name, title, a.serviceAddr()
-	rules := text(a.newRuleSet(c.front, c.addr, a.services))
+	c.name, c.title, c.front = r.name, r.title, a.serviceAddr()
+	set := a.newRuleSet(c.front, c.addr, a.services)
+	if r.nodePort {
+		c.front = a.routerAddr(1)
+		// Who asks from outside is no pod, so it is masqueraded.
+		set.nodePort, set.pods = true, a.addr("10.98.0.0/16", "fd00:98::/32")
+	}
+	input := r.text(set)
 	err = router.Do(func() error {
-		cmd := exec.CommandContext(ctx, path, args...)
-		cmd.Stdin = strings.NewReader(rules)
+		cmd := exec.CommandContext(ctx, path, r.args...)
+		cmd.Stdin = strings.NewReader(input)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
-			return fmt.Errorf("%s: %w: %s", tool, err, strings.TrimSpace(string(out)))
+			return fmt.Errorf("%s: %w: %s", r.tool, err, strings.TrimSpace(string(out)))
 		}
 		return nil
 	})
@@ -96,7 +113,7 @@ func (a *arena) addRules(ctx context.Context, name, title string, text func(rule
 
 // iptables is the input of iptables-restore.
 func (s ruleSet) iptables() string {
-	var chains, rules strings.Builder
+	var chains, rules, ports strings.Builder
 	host := 32
 	if s.ipv6 {
 		host = 128
@@ -104,6 +121,11 @@ func (s ruleSet) iptables() string {
 	for i, svc := range s.services {
 		to := fmt.Sprintf("-d %s/%d -p %s -m %s --dport %d", svc.front.Addr(), host, svc.protocol, svc.protocol, svc.front.Port())
 		fmt.Fprintf(&chains, ":KUBE-SVC-%d - [0:0]\n", i)
+		if s.nodePort && svc.asked {
+			fmt.Fprintf(&chains, ":KUBE-EXT-%d - [0:0]\n", i)
+			fmt.Fprintf(&ports, "-A KUBE-NODEPORTS -p %s -m %s --dport %d -j KUBE-EXT-%d\n", svc.protocol, svc.protocol, svc.front.Port(), i)
+			fmt.Fprintf(&ports, "-A KUBE-EXT-%d -j KUBE-MARK-MASQ\n-A KUBE-EXT-%d -j KUBE-SVC-%d\n", i, i, i)
+		}
 		fmt.Fprintf(&rules, "-A KUBE-SERVICES %s -j KUBE-SVC-%d\n", to, i)
 		fmt.Fprintf(&rules, "-A KUBE-SVC-%d ! -s %s %s -j KUBE-MARK-MASQ\n", i, s.pods, to)
 		for j, b := range svc.backends {
@@ -125,6 +147,7 @@ func (s ruleSet) iptables() string {
 :KUBE-SERVICES - [0:0]
 :KUBE-POSTROUTING - [0:0]
 :KUBE-MARK-MASQ - [0:0]
+:KUBE-NODEPORTS - [0:0]
 ` + chains.String() + `-A PREROUTING -j KUBE-SERVICES
 -A OUTPUT -j KUBE-SERVICES
 -A POSTROUTING -j KUBE-POSTROUTING
@@ -132,7 +155,8 @@ func (s ruleSet) iptables() string {
 -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
 -A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
 -A KUBE-POSTROUTING -j MASQUERADE --random-fully
-` + rules.String() + `COMMIT
+` + rules.String() + `-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+` + ports.String() + `COMMIT
 *filter
 :INPUT ACCEPT [0:0]
 :FORWARD ACCEPT [0:0]
@@ -148,7 +172,7 @@ COMMIT
 
 // nftables is the input of nft: one look-up in a map leads to the service's chain.
 func (s ruleSet) nftables() string {
-	var chains, elements strings.Builder
+	var chains, elements, ports strings.Builder
 	family, addr := "ip", "ipv4_addr"
 	if s.ipv6 {
 		family, addr = "ip6", "ipv6_addr"
@@ -162,6 +186,10 @@ func (s ruleSet) nftables() string {
 		}
 		fmt.Fprintf(&chains, "\tchain service-%d {\n\t\t%s daddr %s %s dport %d %s saddr != %s jump mark-for-masquerade\n\t\tnumgen random mod %d vmap { %s }\n\t}\n",
 			i, family, svc.front.Addr(), svc.protocol, svc.front.Port(), family, s.pods, len(svc.backends), strings.Join(choice, ", "))
+		if s.nodePort && svc.asked {
+			fmt.Fprintf(&chains, "\tchain external-%d {\n\t\tjump mark-for-masquerade\n\t\tgoto service-%d\n\t}\n", i, i)
+			fmt.Fprintf(&ports, "\t\t\t%s . %d : goto external-%d,\n", svc.protocol, svc.front.Port(), i)
+		}
 		fmt.Fprintf(&elements, "\t\t\t%s . %s . %d : goto service-%d,\n", svc.front.Addr(), svc.protocol, svc.front.Port(), i)
 	}
 	return "table " + family + ` kube-proxy {
@@ -173,8 +201,12 @@ func (s ruleSet) nftables() string {
 		elements = {
 ` + elements.String() + `		}
 	}
+	map service-nodeports {
+		type inet_proto . inet_service : verdict
+` + elementsOf(ports.String()) + `	}
 	chain services {
 		` + family + ` daddr . meta l4proto . th dport vmap @service-ips
+		fib daddr type local meta l4proto . th dport vmap @service-nodeports
 	}
 	chain nat-prerouting {
 		type nat hook prerouting priority dstnat; policy accept;
@@ -196,4 +228,12 @@ func (s ruleSet) nftables() string {
 	}
 }
 `
+}
+
+// elementsOf is the elements of a map, which nft does not take if there are none.
+func elementsOf(lines string) string {
+	if lines == "" {
+		return ""
+	}
+	return "\t\telements = {\n" + lines + "\t\t}\n"
 }

@@ -67,6 +67,8 @@ Flags:
                    crr     the same with a new connection each time: µs
                    udp     datagrams of 64 bytes that arrive: thousands a second
                    stream  a TCP connection that is kept full: Gbit/s
+  -only LIST       contestants beside the veth, by their names in the document of
+                   -json, with commas between: same-node, overlay, service, … (all)
   -cpu N           CPU for both ends; -1: the last one that this process may use (-1)
   -6               IPv6 between the endpoints (the underlay stays IPv4)
   -services N      how many the contestants "of many" have, 2 to %d (10000)
@@ -138,6 +140,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.rounds, "rounds", 5, "")
 	f.DurationVar(&o.time, "time", 2*time.Second, "")
 	names := f.String("measures", strings.Join(measureNames(), ","), "")
+	only := f.String("only", "", "")
 	f.IntVar(&o.cpu, "cpu", -1, "")
 	f.BoolVar(&o.ipv6, "6", false, "")
 	f.IntVar(&o.services, "services", 10_000, "")
@@ -176,6 +179,9 @@ func parse(args []string) (options, error) {
 	var err error
 	if o.measures, err = selectMeasures(*names); err != nil {
 		return o, fmt.Errorf("-measures: %w", err)
+	}
+	if o.only, err = selectContestants(*only); err != nil {
+		return o, fmt.Errorf("-only: %w", err)
 	}
 	if o.cpu, err = chooseCPU(o.cpu); err != nil {
 		return o, fmt.Errorf("-cpu: %w", err)

@@ -74,7 +74,8 @@ type settings struct {
 	measures []measure
 	cpu      int
 	ipv6     bool
-	services int // of the contestants with many
+	services int      // of the contestants with many
+	only     []string // contestants; empty: all
 	underlay string
 	name     string // of our cluster
 }

@@ -45,8 +45,9 @@ type Endpoint struct {
 // Host is a namespace outside of the cluster.
 type Host struct {
 	Name      string       `json:"name"`
-	Netns     string       `json:"netns"` // name in /run/netns
-	Addresses []netip.Addr `json:"addresses"`
+	Netns     string       `json:"netns"`     // name in /run/netns
+	Addresses []netip.Addr `json:"addresses"` // at which it sees endpoints with the address of their node
+	Trusted   []netip.Addr `json:"trusted"`   // at which it sees their own
 }
 
 // Service is addresses that lead to whichever backend is chosen.
@@ -58,8 +59,8 @@ type Service struct {
 
 // Frontend is where clients reach a service.
 type Frontend struct {
-	Address  string `json:"address"`  // ip:port
-	Type     string `json:"type"`     // ClusterIP
+	Address  string `json:"address"`  // ip:port; of a NodePort the ip is 0.0.0.0 or ::, which is all of every node
+	Type     string `json:"type"`     // ClusterIP or NodePort
 	Protocol string `json:"protocol"` // TCP or UDP
 }
 
@@ -79,6 +80,9 @@ func describe(c *cluster.Cluster) Document {
 			})
 		}
 		doc.Nodes = append(doc.Nodes, node)
+	}
+	if o := c.Outside; o != nil {
+		doc.Outside = append(doc.Outside, Host{Name: o.Name, Netns: o.Netns, Addresses: o.Addrs, Trusted: o.Trusted})
 	}
 	for _, s := range c.Services {
 		service := Service{Name: s.Name, Frontends: []Frontend{}, Backends: []string{}}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/examples/internal/cluster"
+	"github.com/godatapath/datapath/examples/internal/probe"
 )
 
 // The document as other tools read it, without our types.
@@ -35,7 +36,10 @@ func TestJSONDocument(t *testing.T) {
 	require.False(t, dec.More(), "one document")
 
 	require.Equal(t, []string{"nodes", "outside", "services"}, keys(doc))
-	require.Equal(t, []any{}, doc["outside"])
+	require.Equal(t, []any{map[string]any{
+		"name": "outside", "netns": name + "-outside",
+		"addresses": []any{"198.51.100.10", "fd00:98::a"}, "trusted": []any{"203.0.113.10", "fd00:99::a"},
+	}}, doc["outside"])
 	require.Equal(t, []any{}, doc["services"])
 	nodes := doc["nodes"].([]any)
 	require.Len(t, nodes, 3)
@@ -79,32 +83,66 @@ func TestDocumentIsTrue(t *testing.T) {
 	c, err := cluster.Start(t.Context(), cluster.Config{Name: newName(t), Nodes: 2, Endpoints: 2})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, c.Close()) }()
-	for _, n := range describe(c).Nodes {
+	doc := describe(c)
+	has := func(netns string, addrs ...netip.Addr) devices.Link {
+		ns, err := devices.OpenNamed(netns)
+		require.NoError(t, err)
+		defer ns.Close()
+		dev, err := devices.FindLink(ns, "eth0")
+		require.NoError(t, err)
+		for _, a := range addrs {
+			require.True(t, slices.ContainsFunc(dev.Addrs, func(p netip.Prefix) bool { return p.Addr() == a }), "%s has %s", netns, a)
+		}
+		return dev
+	}
+	for _, n := range doc.Nodes {
+		has(n.Netns, n.Addresses...)
 		node, err := devices.OpenNamed(n.Netns)
 		require.NoError(t, err)
 		defer node.Close()
-		uplink, err := devices.FindLink(node, "eth0")
-		require.NoError(t, err)
-		for _, a := range n.Addresses {
-			require.True(t, slices.ContainsFunc(uplink.Addrs, func(p netip.Prefix) bool { return p.Addr() == a }), "%s has %s", n.Name, a)
-		}
 		all, err := devices.ListEndpoints(node, "")
 		require.NoError(t, err)
 		require.Len(t, all, len(n.Endpoints))
 		for i, e := range n.Endpoints {
 			require.Equal(t, all[i].Index, e.Ifindex)
 			require.Equal(t, all[i].MAC.String(), e.NodeMAC)
-			ns, err := devices.OpenNamed(e.Netns)
-			require.NoError(t, err)
-			defer ns.Close()
-			inside, err := devices.FindLink(ns, "eth0")
-			require.NoError(t, err)
-			require.Equal(t, inside.MAC.String(), e.MAC)
-			for _, a := range e.Addresses {
-				require.True(t, slices.ContainsFunc(inside.Addrs, func(p netip.Prefix) bool { return p.Addr() == a }), "%s has %s", e.Name, a)
-			}
+			require.Equal(t, has(e.Netns, e.Addresses...).MAC.String(), e.MAC)
 		}
 	}
+
+	// Who is outside sees the node, or the endpoint itself where that is said.
+	require.Len(t, doc.Outside, 1)
+	o := doc.Outside[0]
+	has(o.Netns, append(slices.Clone(o.Addresses), o.Trusted...)...)
+	outside, err := devices.OpenNamed(o.Netns)
+	require.NoError(t, err)
+	defer outside.Close()
+	for i := range bothFamilies {
+		for at, as := range map[netip.Addr]netip.Addr{o.Addresses[i]: doc.Nodes[0].Addresses[i], o.Trusted[i]: doc.Nodes[0].Endpoints[0].Addresses[i]} {
+			server, err := probe.NewEcho(outside, at)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, server.Close()) }()
+			_, err = probe.TCP(t.Context(), c.Nodes[0].Endpoints[0].Namespace, server.Addr(), echoSize)
+			require.NoError(t, err)
+			_, seen := server.Asked()
+			require.Equal(t, as, seen, "at %s", at)
+		}
+	}
+}
+
+// The nodes of a wire have no outside.
+func TestDocumentWithoutOutside(t *testing.T) {
+	t.Parallel()
+	c, err := cluster.Start(t.Context(), cluster.Config{Name: newName(t), Wire: true, Endpoints: 1})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, c.Close()) }()
+	require.NotNil(t, describe(c).Outside)
+	require.Empty(t, describe(c).Outside)
+	var out bytes.Buffer
+	require.NoError(t, showTables(c, &out))
+	require.NotContains(t, out.String(), "Ports of the node", "nothing leaves in its name")
+	hint(c, &out)
+	require.NotContains(t, out.String(), "nat list")
 }
 
 func TestEmptyListsAreNotNull(t *testing.T) {

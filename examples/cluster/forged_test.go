@@ -105,36 +105,109 @@ func pseudoHeader(src, dst netip.Addr, length int) []byte {
 }
 
 // A machine on the underlay that is no node can not speak as an endpoint, be it
-// of the node that it speaks to or of another one.
+// of the node that it speaks to or of another one, nor as that node. Without an
+// overlay only the underlay itself could tell it from another node.
 func TestStrangerOnTheUnderlay(t *testing.T) {
 	t.Parallel()
-	c, segment := startCluster(t, cluster.Config{})
-	node, blue, green, red := c.Nodes[0], c.Nodes[0].Endpoints[0], c.Nodes[0].Endpoints[1], c.Nodes[1].Endpoints[0]
-	for _, family := range []int{4, 6} {
-		stranger := netip.MustParseAddr(map[int]string{4: "172.16.16.200", 6: "fd00:16::200"}[family])
-		toBlue, toRed := listen(t, blue, family), listen(t, red, family)
-		send := func(src, dst netip.Addr, payload string) {
-			sendFrame(t, segment, "node1", packet.Build(packet.Ethernet{Dst: packet.MAC{2, 0, 0, 0, 0, 1}, Src: packet.MAC{2, 6, 6, 6, 6, 6}},
-				ipLayer(src, dst, 0), packet.UDP{SrcPort: forgedPort, DstPort: forgedPort}, packet.Payload(payload)), -1, 0)
-		}
-		// The programs say so, or the kernel's own filter does before.
-		refused := func() uint64 { return dropsOf(t, node, "spoofed source") + filtered(t, node.Namespace) }
-		before := refused()
-		send(green.Addr(family), blue.Addr(family), "forged")
-		send(red.Addr(family), blue.Addr(family), "forged")
-		send(green.Addr(family), red.Addr(family), "forged")
-		require.Eventually(t, func() bool { return refused() == before+3 }, patience, time.Millisecond, "IPv%d", family)
+	for _, native := range []bool{false, true} {
+		t.Run(modeOf(native), func(t *testing.T) {
+			t.Parallel()
+			c, segment := startCluster(t, cluster.Config{Native: native})
+			node, blue, green, red := c.Nodes[0], c.Nodes[0].Endpoints[0], c.Nodes[0].Endpoints[1], c.Nodes[1].Endpoints[0]
+			for _, family := range []int{4, 6} {
+				stranger := strangerOf(family)
+				toBlue, toRed := listen(t, blue, family), listen(t, red, family)
+				send := func(src, dst netip.Addr, payload string) {
+					sendToNode1(t, segment, netip.AddrPortFrom(src, forgedPort), netip.AddrPortFrom(dst, forgedPort), payload)
+				}
+				// The programs say so, or the kernel's own filter does before.
+				refused := func() uint64 { return dropsOf(t, node, "spoofed source") + filtered(t, node.Namespace) }
+				before, forged := refused(), uint64(0)
+				for _, as := range [][2]netip.Addr{
+					{green.Addr(family), blue.Addr(family)}, {node.Gateway(family), blue.Addr(family)}, {node.Addrs[family/6].Addr(), blue.Addr(family)},
+					{red.Addr(family), blue.Addr(family)}, {green.Addr(family), red.Addr(family)},
+				} {
+					if !native || forged < 3 {
+						send(as[0], as[1], "forged")
+						forged++
+					}
+				}
+				require.Eventually(t, func() bool { return refused() == before+forged }, patience, time.Millisecond, "IPv%d", family)
 
-		// Nothing of it has arrived before what is honest.
-		fromGreen := listen(t, green, family)
-		for _, at := range []*net.UDPConn{toBlue, toRed} {
-			_, err := fromGreen.WriteTo([]byte("inside"), at.LocalAddr())
-			require.NoError(t, err)
-			require.Equal(t, "inside from "+green.Addr(family).String(), hear(t, at))
-		}
-		send(stranger, blue.Addr(family), "in its own name")
-		require.Equal(t, "in its own name from "+stranger.String(), hear(t, toBlue))
+				// Nothing of it has arrived before what is honest.
+				fromGreen := listen(t, green, family)
+				for _, at := range []*net.UDPConn{toBlue, toRed} {
+					_, err := fromGreen.WriteTo([]byte("inside"), at.LocalAddr())
+					require.NoError(t, err)
+					require.Equal(t, "inside from "+green.Addr(family).String(), hear(t, at))
+				}
+				send(stranger, blue.Addr(family), "in its own name")
+				require.Equal(t, "in its own name from "+stranger.String(), hear(t, toBlue))
+			}
+		})
 	}
+}
+
+// The port of the node that an endpoint speaks from is open to the one to whom it
+// speaks, at the port where he is, and to nobody else.
+func TestStrangerAtAPortOfTheNode(t *testing.T) {
+	t.Parallel()
+	for _, native := range []bool{false, true} {
+		t.Run(modeOf(native), func(t *testing.T) {
+			t.Parallel()
+			c, segment := startCluster(t, cluster.Config{Native: native})
+			node, blue := c.Nodes[0], c.Nodes[0].Endpoints[0]
+			for _, family := range []int{4, 6} {
+				inside := listen(t, blue, family)
+				there := netip.AddrPortFrom(c.Outside.Addr(family), 7777)
+				var outside *net.UDPConn
+				require.NoError(t, c.Outside.Namespace.Do(func() (err error) {
+					outside, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(there))
+					return err
+				}))
+				defer outside.Close()
+				_, err := inside.WriteToUDPAddrPort([]byte("question"), there)
+				require.NoError(t, err)
+				require.Equal(t, "question from "+node.Addrs[family/6].Addr().String(), hear(t, outside))
+
+				flow, err := node.Flows.Lookup(conntrack.Tuple{
+					Src: netip.AddrPortFrom(blue.Addr(family), forgedPort), Dst: there, Protocol: conntrack.UDP,
+				})
+				require.NoError(t, err)
+				port := flow.Reply.Dst
+				require.Equal(t, netip.AddrPortFrom(node.Addrs[family/6].Addr(), forgedPort), port, "the port is one that flows may get, so it stays")
+				before := packetsOf(t, node, "from device", "to endpoint")
+				for _, from := range []netip.AddrPort{
+					netip.AddrPortFrom(strangerOf(family), there.Port()), netip.AddrPortFrom(there.Addr(), there.Port()+1),
+				} {
+					sendToNode1(t, segment, from, port, "forged")
+				}
+				_, err = outside.WriteToUDPAddrPort([]byte("answer"), port)
+				require.NoError(t, err)
+				require.Equal(t, "answer from "+there.Addr().String(), hear(t, inside))
+				require.Equal(t, before+1, packetsOf(t, node, "from device", "to endpoint"))
+			}
+		})
+	}
+}
+
+func modeOf(native bool) string {
+	if native {
+		return "native"
+	}
+	return "vxlan"
+}
+
+// strangerOf is an address of the underlay that no node has.
+func strangerOf(family int) netip.Addr {
+	return netip.MustParseAddr(map[int]string{4: "172.16.16.200", 6: "fd00:16::200"}[family])
+}
+
+// sendToNode1 puts a datagram on the segment as the stranger's machine.
+func sendToNode1(t *testing.T, segment devices.Namespace, src, dst netip.AddrPort, payload string) {
+	t.Helper()
+	sendFrame(t, segment, "node1", packet.Build(packet.Ethernet{Dst: packet.MAC{2, 0, 0, 0, 0, 1}, Src: packet.MAC{2, 6, 6, 6, 6, 6}},
+		ipLayer(src.Addr(), dst.Addr(), 0), packet.UDP{SrcPort: src.Port(), DstPort: dst.Port()}, packet.Payload(payload)), -1, 0)
 }
 
 // A real TCP says nothing to a segment that acknowledges nothing: whoever forges
@@ -149,7 +222,7 @@ func TestBlindConfirmOfRealTCP(t *testing.T) {
 	defer l.Close()
 	for _, family := range []int{4, 6} {
 		at := netip.AddrPortFrom(blue.Addr(family), 80)
-		forged := netip.MustParseAddr(map[int]string{4: "172.16.16.200", 6: "fd00:16::200"}[family])
+		forged := strangerOf(family)
 		send := func(sport uint16, flags uint8, seq uint32) {
 			sendFrame(t, segment, "node1", packet.Build(packet.Ethernet{Dst: packet.MAC{2, 0, 0, 0, 0, 1}, Src: packet.MAC{2, 6, 6, 6, 6, 6}},
 				ipLayer(forged, at.Addr(), 0), packet.TCP{SrcPort: sport, DstPort: 80, Flags: flags, Seq: seq, Window: 1000}), -1, 0)
@@ -377,7 +450,7 @@ func packetsOf(t *testing.T, n *cluster.Node, program, outcome string) (packets 
 
 func dropsOf(t *testing.T, n *cluster.Node, reason string) uint64 {
 	t.Helper()
-	return packetsOf(t, n, "from endpoint", reason) + packetsOf(t, n, "from host", reason)
+	return packetsOf(t, n, "from endpoint", reason) + packetsOf(t, n, "from host", reason) + packetsOf(t, n, "from device", reason)
 }
 
 // filtered returns how many packets the kernel's reverse path filter has dropped.

@@ -125,11 +125,21 @@ func TestHoldWithDocument(t *testing.T) {
 			return err == nil
 		}, 10*time.Second, 10*time.Millisecond, "%s serves", s.Name)
 	}
+	outside, err := devices.OpenNamed(doc.Outside[0].Netns)
+	require.NoError(t, err)
+	defer outside.Close()
+	for _, a := range doc.Nodes[0].Addresses {
+		_, err := probe.TCP(t.Context(), outside, netip.AddrPortFrom(a, 30001), 10)
+		require.NoError(t, err, "service 1 serves at a port of the node")
+	}
 	require.NoError(t, cmd.Process.Signal(unix.SIGINT))
 	require.NoError(t, cmd.Wait(), "ending a cluster that was held is no failure")
 	require.Contains(t, people.String(), "sudo ip netns exec "+name+"-node1-ep1 ping 10.244.2.11\n")
 	require.Contains(t, people.String(), "Services 1 to 2 repeat what they are told")
 	require.Contains(t, people.String(), "sudo ip netns exec "+name+"-node1-ep1 nc -w 1 10.96.0.1 80\n")
+	require.Contains(t, people.String(), "/node1 nat list\n")
+	require.Contains(t, people.String(), "sudo ip netns exec "+name+"-node1-ep1 ping 198.51.100.10\n")
+	require.Contains(t, people.String(), "sudo ip netns exec "+name+"-outside nc -w 1 172.16.16.11 30001\n")
 	require.Contains(t, people.String(), "\nTaking everything away.\n")
 	require.False(t, isThere(doc.Nodes[0].Netns))
 }

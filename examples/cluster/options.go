@@ -23,7 +23,8 @@ Flags:
   -mode MODE       how nodes reach one another's endpoints: vxlan, or native, by
                    routes of the underlay (vxlan)
   -services N      services over the endpoints, 0 to %d (0): number i is reached
-                   at 10.96.x.y:80 (x.y is i) and [fd00:96::i]:80, TCP and UDP
+                   at 10.96.x.y:80 (x.y is i) and [fd00:96::i]:80, TCP and UDP,
+                   and from outside at port 30000+i of every node, up to 32767
   -backends M      backends of each service, 1 to %d (3)
   -maglev          choose them by Maglev, and not at random; for up to 500 services
   -port N          UDP port of the overlay, 1 to 65535 (8472)

@@ -129,12 +129,18 @@ func hint(c *cluster.Cluster, out io.Writer) {
 	fmt.Fprintln(out, "\nThe cluster stays up until Ctrl-C. In another terminal:")
 	fmt.Fprintf(out, "  sudo go run ./examples/dpctl -pins %s status\n", filepath.Dir(c.Nodes[0].Pins))
 	fmt.Fprintf(out, "  sudo go run ./examples/dpctl -pins %s ct list -proto tcp\n", c.Nodes[0].Pins)
+	if c.Outside != nil {
+		fmt.Fprintf(out, "  sudo go run ./examples/dpctl -pins %s nat list\n", c.Nodes[0].Pins)
+	}
 	if len(c.Services) > 0 {
 		fmt.Fprintf(out, "  sudo go run ./examples/dpctl -pins %s service list\n", c.Nodes[0].Pins)
 	}
 	if all := c.Endpoints(); len(all) > 1 {
 		fmt.Fprintln(out, "and if ip and ping are installed:")
 		fmt.Fprintf(out, "  sudo ip netns exec %s ping %s\n", all[0].Netns, all[len(all)-1].Addr(4))
+		if c.Outside != nil {
+			fmt.Fprintf(out, "  sudo ip netns exec %s ping %s\n", all[0].Netns, c.Outside.Addr(4))
+		}
 	}
 	if held := min(len(c.Services)/2, heldServices); held > 0 {
 		what := "Service 1 repeats"
@@ -144,6 +150,10 @@ func hint(c *cluster.Cluster, out io.Writer) {
 		front := c.ServiceAt(1, 4).Frontends[0].Addr
 		fmt.Fprintf(out, "%s what they are told, by TCP and UDP; with nc, from an endpoint by its packets:\n", what)
 		fmt.Fprintf(out, "  echo hello | sudo ip netns exec %s nc -w 1 %s %d\n", c.Nodes[0].Endpoints[0].Netns, front.Addr(), front.Port())
+		if c.Outside != nil {
+			fmt.Fprintln(out, "from the host outside, at a port of a node:")
+			fmt.Fprintf(out, "  echo hello | sudo ip netns exec %s nc -w 1 %s %d\n", c.Outside.Netns, c.Nodes[0].Addrs[0].Addr(), cluster.NodePort(1))
+		}
 		if cgroup := c.Nodes[0].Cgroup; cgroup != "" {
 			fmt.Fprintf(out, "and from the node, by the socket of a process in %s:\n", cgroup)
 			fmt.Fprintf(out, "  sudo sh -c 'echo $$ > %s/cgroup.procs; echo hello | ip netns exec %s nc -w 1 %s %d'\n", cgroup, c.Nodes[0].Netns, front.Addr(), front.Port())

@@ -33,12 +33,14 @@ func TestEveryProbeGetsThrough(t *testing.T) {
 		flags []string
 		nodes int
 		mtu   int
-		peer  string // where node1 says that node2 is
+		peer  string // where node1 says that node2 is; "": by its routes
 		host  string // and by what prefix it knows node2 itself
 	}{
 		{"three nodes", []string{"-nodes", "3", "-endpoints", "2"}, 3, 1450, "172.16.16.12", "172.16.16.12/32"},
 		{"IPv6 underlay", []string{"-ipv6-underlay"}, 2, 1430, "fd00:16::12", "fd00:16::12/128"},
 		{"port", []string{"-port", "4789", "-mode", "vxlan"}, 2, 1450, "172.16.16.12", "172.16.16.12/32"},
+		{"native", []string{"-mode", "native"}, 2, 1500, "", ""},
+		{"three native nodes", []string{"-mode=native", "-nodes", "3"}, 3, 1500, "", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -59,32 +61,49 @@ func TestEveryProbeGetsThrough(t *testing.T) {
 				}
 				rows[m[1]+", "+m[3]+of]++
 			}
-			own := " of IPv4" // to the underlay of another node
-			if strings.Contains(test.peer, ":") {
-				own = " of IPv6"
+			n, native := test.nodes, test.peer == ""
+			want := map[string]int{
+				"same node, ICMP echo": n, "same node, TCP echo": n, "same node, UDP echo": n,
+				"across nodes, ICMP echo": n, "across nodes, TCP echo": n, "across nodes, UDP echo": n,
+				"across nodes, packet of 1400 bytes": n, "across nodes, datagram of 8000 in fragments": n,
+				"node to endpoint, ICMP echo": 2 * n, "node to endpoint, TCP echo": 2 * n, "node to endpoint, UDP echo": 2 * n,
+				"endpoint to node, ICMP echo": 4 * n, "endpoint to node, TCP echo": 4 * n, "endpoint to node, UDP echo": 4 * n,
+				"endpoint to world, ICMP echo": 2 * n, "endpoint to world, traceroute": 2 * n,
+				"endpoint to world, TCP echo as the node": n, "endpoint to world, UDP echo as the node": n,
+				"endpoint to world, TCP echo as itself": n, "endpoint to world, UDP echo as itself": n,
+				"endpoint to world, datagram of 8000 in fragments": n, "endpoint to world, datagram of 8000 in fragments of IPv4": n,
+				"endpoint to world, packet of 1450, told MTU 1400": n,
 			}
-			across := test.nodes
-			require.Equal(t, map[string]int{
-				"same node, ICMP echo": test.nodes, "same node, TCP echo": test.nodes, "same node, UDP echo": test.nodes,
-				"across nodes, ICMP echo": across, "across nodes, TCP echo": across, "across nodes, UDP echo": across,
-				"across nodes, packet of 1400 bytes":                               across,
-				fmt.Sprintf("across nodes, packet of 1500, told MTU %d", test.mtu): across,
-				"across nodes, datagram of 8000 in fragments":                      across,
-				"node to endpoint, ICMP echo":                                      2 * test.nodes, "node to endpoint, TCP echo": 2 * test.nodes, "node to endpoint, UDP echo": 2 * test.nodes,
-				"endpoint to node, ICMP echo": 3 * test.nodes, "endpoint to node, TCP echo": 3 * test.nodes, "endpoint to node, UDP echo": 3 * test.nodes,
-				"endpoint to node, ICMP echo" + own: test.nodes, "endpoint to node, TCP echo" + own: test.nodes, "endpoint to node, UDP echo" + own: test.nodes,
-			}, rows, text)
-			require.Contains(t, text, fmt.Sprintf("%d probes in", 51*test.nodes))
+			probes := 73
+			if !native {
+				want[fmt.Sprintf("across nodes, packet of 1500, told MTU %d", test.mtu)] = n
+				probes += 2
+			}
+			require.Equal(t, want, rows, text)
+			require.Contains(t, text, fmt.Sprintf("%d probes in", probes*n))
 			require.Contains(t, text, ": all ok\n")
 
 			require.Regexp(t, `(?m)^  node1  10\.244\.1\.10 +id=1 identity=1000 ifindex=\d+ +mac=([0-9A-F]{2}:){5}[0-9A-F]{2} nodemac=([0-9A-F]{2}:){5}[0-9A-F]{2}$`, text)
-			require.Regexp(t, `(?m)^  node1  10\.244\.2\.0/24 +`+test.peer+` +vni=identity$`, text)
-			require.Regexp(t, `(?m)^  node1  `+test.host+` +`+test.peer+` +vni=identity$`, text)
 			require.Regexp(t, `(?m)^  endpoint to node +node1-ep1 -> node2 underlay +UDP echo `, text)
+			require.Regexp(t, `(?m)^  endpoint to world +node2-ep1 -> outside, trusted +UDP echo as itself `, text)
 			require.Regexp(t, `(?m)^  node2  flows=\d+ +new=[1-9]\d* +established=\d+ +closing=[1-9]\d* .* evicted=0 insert-errors=0$`, text)
-			require.Regexp(t, `(?m)^  node2  to endpoint +from overlay +[1-9]\d* +[1-9]\d*$`, text)
-			require.Regexp(t, `(?m)^  node1  dropped: too big +from endpoint +2 +\d+$`, text)
-			for _, legend := range [][]string{show.PeersLegend, show.FlowsLegend, show.MetricsLegend} {
+			require.Regexp(t, `(?m)^  node2  kept=[1-9]\d* +found=\d+ +exhausted=0$`, text)
+			require.Regexp(t, `(?m)^  node1  to device +from endpoint +[1-9]\d* +[1-9]\d*$`, text)
+			require.Regexp(t, `(?m)^  node1  dropped: ttl exceeded +from endpoint +4 +\d+$`, text)
+			legends := [][]string{show.FlowsLegend, show.NATLegend, show.MetricsLegend}
+			if native {
+				require.NotContains(t, text, "Tunnel")
+				require.NotContains(t, text, "overlay")
+				require.NotContains(t, text, "dropped: too big")
+				require.Regexp(t, `(?m)^  node2  to endpoint +from device +[1-9]\d* +[1-9]\d*$`, text)
+			} else {
+				legends = append(legends, show.PeersLegend)
+				require.Regexp(t, `(?m)^  node1  10\.244\.2\.0/24 +`+test.peer+` +vni=identity$`, text)
+				require.Regexp(t, `(?m)^  node1  `+test.host+` +`+test.peer+` +vni=identity$`, text)
+				require.Regexp(t, `(?m)^  node2  to endpoint +from overlay +[1-9]\d* +[1-9]\d*$`, text)
+				require.Regexp(t, `(?m)^  node1  dropped: too big +from endpoint +2 +\d+$`, text)
+			}
+			for _, legend := range legends {
 				for _, line := range legend {
 					require.Contains(t, text, "\n  * "+line+"\n")
 				}
@@ -135,7 +154,7 @@ func TestFailureIsTheExitCode(t *testing.T) {
 	require.Equal(t, 1, code, "%s", &out.Buffer)
 	require.Equal(t, "cluster: 6 probes failed\n", errs.String())
 	require.Regexp(t, `(?m)^  endpoint to node +node1-ep1 -> node1 underlay +TCP echo +FAILED +FAILED  IPv4: no route to host  IPv6: no route to host$`, out.String())
-	require.Contains(t, out.String(), "18 probes in")
+	require.Contains(t, out.String(), "39 probes in")
 	require.Contains(t, out.String(), ": 6 FAILED\n")
 }
 
@@ -207,7 +226,9 @@ func TestNameThatBeginsAnother(t *testing.T) {
 func TestBadCommandLines(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
-		"-mode native":  `-mode native: there is only vxlan`,
+		"-mode geneve":  `-mode geneve: want vxlan or native`,
+		"-mode Native":  `-mode Native: want vxlan or native`,
+		"-mode=":        `-mode : want vxlan or native`,
 		"-nodes 0":      `-nodes 0: want 1 to 200`,
 		"-endpoints -1": `-endpoints -1: want 0 to 200`,
 		"-port 0":       `-port 0: want 1 to 65535`,

@@ -22,14 +22,18 @@ import (
 
 func TestServicesAreReached(t *testing.T) {
 	t.Parallel()
+	twoNodes := map[string]int{
+		"service": 2 * 2 * 8, "service, hairpin": 2 * 5, "service, same node": 2 * 5, "service, across nodes": 2 * 5, "world to service": 2 * 2,
+	}
 	for _, test := range []struct {
 		name  string
 		flags []string
 		want  map[string]int // rows of each relation
 	}{
-		{"two nodes", nil, map[string]int{"service": 2 * 2 * 8, "service, hairpin": 2 * 5, "service, same node": 2 * 5, "service, across nodes": 2 * 5}},
-		{"IPv6 underlay", []string{"-ipv6-underlay"}, map[string]int{"service": 2 * 2 * 8, "service, hairpin": 2 * 5, "service, same node": 2 * 5, "service, across nodes": 2 * 5}},
-		{"alone", []string{"-nodes", "1", "-endpoints", "1", "-backends", "5", "-maglev"}, map[string]int{"service": 2 * 8, "service, hairpin": 5}},
+		{"two nodes", nil, twoNodes},
+		{"IPv6 underlay", []string{"-ipv6-underlay"}, twoNodes},
+		{"native", []string{"-mode", "native"}, twoNodes},
+		{"alone", []string{"-nodes", "1", "-endpoints", "1", "-backends", "5", "-maglev"}, map[string]int{"service": 2 * 8, "service, hairpin": 5, "world to service": 2}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -40,14 +44,16 @@ func TestServicesAreReached(t *testing.T) {
 			text := out.String()
 			rows := map[string]int{}
 			for _, m := range probeLine.FindAllStringSubmatch(text, -1) {
-				if strings.HasPrefix(m[1], "service") {
+				if strings.Contains(m[1], "service") {
 					require.NotContains(t, m[4:], "-", "both families")
 					rows[m[1]]++
 				}
 			}
 			require.Equal(t, test.want, rows, text)
 			require.Regexp(t, `(?m)^  service +node1 -> service4 +UDP echo, unconnected, by socket +\d`, text)
+			require.Regexp(t, `(?m)^  world to service +outside -> node1:30001 +TCP echo of each backend +\d`, text)
 			require.Contains(t, text, "\nServices, the same on every node\n")
+			require.Regexp(t, `(?m)^  1 +0\.0\.0\.0:30001/TCP +NodePort +10\.244\.1\.10:8000 \(active\)$`, text)
 			require.Regexp(t, `(?m)^  1 +10\.96\.0\.1:80/TCP +ClusterIP +10\.244\.1\.10:8000 \(active\)$`, text)
 			require.Contains(t, text, "\n  * and 2 services more, as dpctl service list shows\n")
 			require.NotContains(t, text, "probe1-ipv4", "they are there for the probes only")
@@ -63,24 +69,30 @@ func TestServicesInTheDocument(t *testing.T) {
 	require.NotContains(t, out.String(), "null")
 	var doc map[string]any
 	require.NoError(t, json.Unmarshal(out.Bytes(), &doc))
-	front := func(address, protocol string) any {
-		return map[string]any{"address": address, "type": "ClusterIP", "protocol": protocol}
+	front := func(address, kind, protocol string) any {
+		return map[string]any{"address": address, "type": kind, "protocol": protocol}
+	}
+	fronts := func(address, everywhere string) []any {
+		return []any{
+			front(address, "ClusterIP", "TCP"), front(address, "ClusterIP", "UDP"),
+			front(everywhere, "NodePort", "TCP"), front(everywhere, "NodePort", "UDP"),
+		}
 	}
 	require.Equal(t, []any{
 		map[string]any{
-			"name": "service1-ipv4", "frontends": []any{front("10.96.0.1:80", "TCP"), front("10.96.0.1:80", "UDP")},
+			"name": "service1-ipv4", "frontends": fronts("10.96.0.1:80", "0.0.0.0:30001"),
 			"backends": []any{"10.244.1.10:8000", "10.244.1.11:8000"},
 		},
 		map[string]any{
-			"name": "service1-ipv6", "frontends": []any{front("[fd00:96::1]:80", "TCP"), front("[fd00:96::1]:80", "UDP")},
+			"name": "service1-ipv6", "frontends": fronts("[fd00:96::1]:80", "[::]:30001"),
 			"backends": []any{"[fd00:244:1::10]:8000", "[fd00:244:1::11]:8000"},
 		},
 		map[string]any{
-			"name": "service2-ipv4", "frontends": []any{front("10.96.0.2:80", "TCP"), front("10.96.0.2:80", "UDP")},
+			"name": "service2-ipv4", "frontends": fronts("10.96.0.2:80", "0.0.0.0:30002"),
 			"backends": []any{"10.244.1.11:8001", "10.244.1.10:8001"},
 		},
 		map[string]any{
-			"name": "service2-ipv6", "frontends": []any{front("[fd00:96::2]:80", "TCP"), front("[fd00:96::2]:80", "UDP")},
+			"name": "service2-ipv6", "frontends": fronts("[fd00:96::2]:80", "[::]:30002"),
 			"backends": []any{"[fd00:244:1::11]:8001", "[fd00:244:1::10]:8001"},
 		},
 	}, doc["services"])

@@ -12,6 +12,7 @@ import (
 	"github.com/godatapath/datapath/examples/internal/show"
 	"github.com/godatapath/datapath/lb"
 	"github.com/godatapath/datapath/maps"
+	"github.com/godatapath/datapath/programs"
 	"github.com/godatapath/datapath/tunnel"
 )
 
@@ -30,6 +31,8 @@ var commands = []command{
 	{"endpoint list", listEndpoints},
 	{"tunnel list", listPeers},
 	{"ct list", listFlows},
+	{"nat list", listNAT},
+	{"nat ports", listPorts},
 	{"service list", listServices},
 	{"service backends", listBackends},
 	{"service maglev", listMaglev},
@@ -98,6 +101,11 @@ func listEndpoints(_ options, pins string) (printed, error) {
 
 func listPeers(_ options, pins string) (printed, error) {
 	t, err := tunnel.Open(pins)
+	if errors.Is(err, os.ErrNotExist) {
+		if _, running := programs.ReadNode(pins); running == nil {
+			return nil, fmt.Errorf("no tunnel is pinned in %s: the node reaches the endpoints of others by its routes", pins)
+		}
+	}
 	if err != nil {
 		return nil, absent("tunnel", pins, err)
 	}

@@ -40,6 +40,7 @@ func TestFolders(t *testing.T) {
 	for command, want := range map[string]string{
 		"endpoint list": "no endpoint table is pinned in ", "tunnel list": "no tunnel is pinned in ",
 		"ct list": "no flow table is pinned in ", "status": "no running datapath is pinned in ",
+		"nat list": "no flow table is pinned in ", "nat ports": "no flow table is pinned in ",
 	} {
 		require.Equal(t, want+only, fails(t, 1, append([]string{"-pins", only}, strings.Fields(command)...)...))
 	}
@@ -83,8 +84,8 @@ func TestBadCommandLines(t *testing.T) {
 		"policy":                        `"policy" is not a command (see -h)`,
 		"-pins= status":                 `-pins: want a folder (see -h)`,
 		"-netns= status":                `-netns: want the path of a namespace (see -h)`,
-		"status -src 10.0.0.1":          `-src is for ct list (see -h)`,
-		"metrics list -port 3":          `-port is for ct list (see -h)`,
+		"status -src 10.0.0.1":          `-src is for ct list and nat list (see -h)`,
+		"metrics list -port 3":          `-port is for ct list and nat list (see -h)`,
 		"tunnel list -netns /x":         `-netns is for status (see -h)`,
 		"ct list -src ten":              `-src: "ten" is neither an address nor a prefix (see -h)`,
 		"ct list -dst 10.0.0.0/99":      `-dst: "10.0.0.0/99" is neither an address nor a prefix (see -h)`,
@@ -96,7 +97,11 @@ func TestBadCommandLines(t *testing.T) {
 		"ct list -src=":                 `-src: "" is neither an address nor a prefix (see -h)`,
 		"ct list -src fe80::1%eth0":     `-src: "fe80::1%eth0" is neither an address nor a prefix (see -h)`,
 		"ct list -state open":           `-state: "open": want new, established or closing (see -h)`,
-		"status -state new":             `-state is for ct list (see -h)`,
+		"status -state new":             `-state is for ct list and nat list (see -h)`,
+		"nat":                           `"nat" is not a command: do you mean nat list or nat ports? (see -h)`,
+		"nat ports -dst 10.0.0.1":       `-dst is for ct list and nat list (see -h)`,
+		"nat list -proto ipx":           `-proto: protocol "ipx": want TCP, UDP, ICMP, ICMPv6 or SCTP (see -h)`,
+		"nat list -netns /x":            `-netns is for status (see -h)`,
 		"ct list -what":                 `flag provided but not defined: -what (see -h)`,
 		"-pins /run/nowhere ct lists":   `"ct lists" is not a command: do you mean ct list? (see -h)`,
 		"ct list -proto tcp -src 1.2.3": `-src: "1.2.3" is neither an address nor a prefix (see -h)`,

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,7 +27,12 @@ Commands:
   endpoint list    the workloads of the node: addresses, identity, MACs
   tunnel list      the prefixes of other nodes, and those nodes' own addresses
   ct list          connections: where they come from and where they are sent,
-                   those to services with the tuple under which they go on
+                   those to services, and those that leave in the node's name,
+                   with the tuple under which they go on
+  nat list         the connections that leave in the node's name: who began them,
+                   and as whom the destination sees him
+  nat ports        how many ports of the node's addresses they have, by destination,
+                   and how long ports were looked for
   service list     services: their frontends and the backends of each
   service backends who serves: how many services, by state
   service maglev ID
@@ -41,16 +47,18 @@ Flags:
                    (%s, where examples/cluster has them)
   -json            one JSON document: what a node has, or with several nodes an
                    object of that by their names
-  -src, -dst ADDR  ct list: only from, to this address or prefix
-  -port N          ct list: only with this port on either side, 1 to 65535
-  -proto NAME      ct list: only tcp, udp, icmp, icmpv6 or sctp
-  -state NAME      ct list: only new, established or closing
+  -src, -dst ADDR  ct list, nat list: only from, to this address or prefix
+  -port N          ct list, nat list: only with this port on either side, 1 to
+                   65535; one of the node's counts, and one of a backend
+  -proto NAME      ct list, nat list: only tcp, udp, icmp, icmpv6 or sctp
+  -state NAME      ct list, nat list: only new, established or closing
   -netns PATH      status: the node's namespace, if it is not found by itself
 
 Examples, once it is built (go build ./examples/dpctl):
   sudo ./dpctl endpoint list
   sudo ./dpctl -pins /run/datapath/dp/bpf/node1 ct list -proto tcp -dst 10.244.2.0/24
   sudo ./dpctl -pins /run/datapath/dp/bpf/node1 service list
+  sudo ./dpctl -pins /run/datapath/dp/bpf/node1 nat list -port 1024
   sudo ./dpctl status -json | jq '.node1.hooks'
 
 In rows, sent=12/3400 is 12 packets of 3400 bytes in all. vni=identity means that
@@ -60,6 +68,11 @@ in capitals in rows and in lower case in JSON.
 A flow is new until the side that began has answered a reply (one question and
 one answer of UDP stay new), then established; it is closing when both sides
 have closed it or one has broken it off.
+
+A flow that leaves in the node's name keeps its port if that is one that flows may
+get and free, else it gets another: nat ports counts the two, the tries that
+it took, and as exhausted the packets for which no port was found. Of what is no
+TCP and UDP any port, or identifier, may stay.
 
 Of the outcomes, answered is what a program has answered itself: questions of
 endpoints for their gateway (ARP, NDP) and echoes to an address of services.
@@ -81,6 +94,13 @@ type options struct {
 	command     *command
 	match       func(conntrack.Flow) bool
 }
+
+// takenBy has the commands that a flag is for; all others are for all.
+var takenBy = map[string][]string{
+	"src": flowLists, "dst": flowLists, "port": flowLists, "proto": flowLists, "state": flowLists, "netns": {"status"},
+}
+
+var flowLists = []string{"ct list", "nat list"}
 
 // parse takes flags before, between and behind the words of the command.
 func parse(args []string) (options, error) {
@@ -134,9 +154,8 @@ func parse(args []string) (options, error) {
 	var f filter
 	var err error
 	fs.Visit(func(given *flag.Flag) {
-		only := map[string]string{"src": "ct list", "dst": "ct list", "port": "ct list", "proto": "ct list", "state": "ct list", "netns": "status"}[given.Name]
-		if only != "" && only != name {
-			err = fmt.Errorf("-%s is for %s", given.Name, only)
+		if only := takenBy[given.Name]; only != nil && !slices.Contains(only, name) {
+			err = fmt.Errorf("-%s is for %s", given.Name, strings.Join(only, " and "))
 		}
 		if err != nil {
 			return
@@ -185,14 +204,17 @@ func suggestion(word string) string {
 // filter is which flows are wanted: the zero filter is all.
 type filter struct {
 	conntrack.Filter
-	port  uint // of either side
+	port  uint // of either side, before or behind a translation
 	state conntrack.State
 }
 
 func (f filter) match(flow conntrack.Flow) bool {
-	t := flow.Original
-	return f.Match(t) && (f.port == 0 || uint(t.Src.Port()) == f.port || uint(t.Dst.Port()) == f.port) &&
+	return f.Match(flow.Original) && (f.port == 0 || f.hasPort(flow.Original) || f.hasPort(flow.Reply)) &&
 		(f.state == 0 || flow.State == f.state)
+}
+
+func (f filter) hasPort(t conntrack.Tuple) bool {
+	return uint(t.Src.Port()) == f.port || uint(t.Dst.Port()) == f.port
 }
 
 func stateOf(s string) (conntrack.State, error) {

@@ -27,8 +27,9 @@ type status struct {
 	Prefixes    *int            `json:"prefixes"`           // of other nodes, how many
 	Services    *int            `json:"services,omitempty"` // how many; absent if the node has no such table
 	Flows       *show.FlowStats `json:"flows"`
-	Drops       []drop          `json:"drops"` // by reason
-	Hooks       []hook          `json:"hooks"` // null if the namespace was not found
+	NAT         *show.NATStats  `json:"nat,omitempty"` // absent if no flow leaves in the node's name
+	Drops       []drop          `json:"drops"`         // by reason
+	Hooks       []hook          `json:"hooks"`         // null if the namespace was not found
 
 	behind map[int]string // an endpoint's address by the ifindex of its device
 }
@@ -114,6 +115,14 @@ func (s *status) readTables(pins string) error {
 		defer t.Close()
 		stats, err := show.Stats(t)
 		s.Flows = &stats
+		if err != nil {
+			return err
+		}
+		nat, err := show.NAT(t)
+		if errors.Is(err, os.ErrInvalid) {
+			return nil // it was made without
+		}
+		s.NAT = &nat
 		return err
 	})
 	read(func() error {
@@ -164,6 +173,9 @@ func (s *status) print(w io.Writer, indent string) error {
 		add("", "%d of %d entries in use, %.2f%%", f.Entries, f.Capacity, 100*f.Fill)
 		add("", "created %d, confirmed %d, evicted %d, reused %d, ended %d, fragments not remembered %d", f.Created, f.Confirmed, f.Evicted, f.Reused, f.Ended, f.FragmentsNotRemembered)
 		add("", "insert errors %s", f.Errors())
+	}
+	if n := s.NAT; n != nil {
+		add("nat", "ports kept %d, found %d, exhausted %d", n.Kept, n.Found, n.Exhausted)
 	}
 	if s.Drops != nil {
 		add("drops", "%s", s.dropped())

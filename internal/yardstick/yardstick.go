@@ -66,3 +66,34 @@ func LookUp(b Bench) *ebpf.Program {
 		asm.Return(),
 	))
 }
+
+// Freshly is a program that writes a packet anew before the next one gets it: in
+// the runs of a benchmark it is the one that the run before has changed.
+func Freshly(b Bench, frame []byte, next *ebpf.Program) *ebpf.Program {
+	b.Helper()
+	jump, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		b.Fatal("make the table of the next program: ", err)
+	}
+	b.Cleanup(func() { jump.Close() })
+	if err := jump.Put(uint32(0), next); err != nil {
+		b.Fatal("note the next program: ", err)
+	}
+	bytes, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(frame)), MaxEntries: 1})
+	if err != nil {
+		b.Fatal("make the table of the packet: ", err)
+	}
+	b.Cleanup(func() { bytes.Close() })
+	if err := bytes.Put(uint32(0), frame); err != nil {
+		b.Fatal("note the packet: ", err)
+	}
+	return Program(b, "freshly", asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadMapValue(asm.R3, bytes.FD(), 0),
+		asm.Mov.Imm(asm.R2, 0), asm.Mov.Imm(asm.R4, int32(len(frame))), asm.Mov.Imm(asm.R5, 0),
+		asm.FnSkbStoreBytes.Call(),
+		asm.Mov.Reg(asm.R1, asm.R6), asm.LoadMapPtr(asm.R2, jump.FD()), asm.Mov.Imm(asm.R3, 0),
+		asm.FnTailCall.Call(),
+		asm.Mov.Imm(asm.R0, 99), asm.Return(),
+	})
+}

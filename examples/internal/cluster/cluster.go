@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
@@ -26,13 +27,20 @@ const DefaultDir = "/run/datapath"
 
 // Config says what to build.
 type Config struct {
-	Name         string // prefix of all names; "": dp
-	Nodes        int    // 0: 2
-	Endpoints    int    // on each node; 0: 2, below 0: none
-	Services     int    // reached by both families, see [Cluster.Services]; 0: none, and no node balances
-	Backends     int    // of each service; 0: 3
-	Maglev       bool   // chooses them, and not chance
-	Native       bool   // the underlay routes endpoints' packets as they are; there is no overlay
+	Name      string // prefix of all names; "": dp
+	Nodes     int    // 0: 2
+	Endpoints int    // on each node; 0: 2, below 0: none
+	Services  int    // reached by both families, see [Cluster.Services]; 0: none, and no node balances
+	Backends  int    // of each service; 0: 3
+	Maglev    bool   // chooses them, and not chance
+	Native    bool   // the underlay routes endpoints' packets as they are; there is no overlay
+	// StackRouting leaves the way out to each node's stack, without masquerade.
+	StackRouting bool
+	// EndpointRoutes gives each endpoint a route of its own in its node's stack,
+	// past the host pair; with Native.
+	EndpointRoutes bool
+	// RouteAge is that of programs.Config.
+	RouteAge     time.Duration
 	Port         uint16 // of the overlay; 0: 8472
 	IPv6Underlay bool
 	Wire         bool   // join the two nodes by one veth, without a bridge between and without the outside
@@ -159,6 +167,9 @@ func (cfg Config) withDefaults() (Config, error) {
 	}
 	if cfg.Endpoints > MaxEndpoints {
 		return cfg, fmt.Errorf("%d endpoints on a node: want up to %d", cfg.Endpoints, MaxEndpoints)
+	}
+	if cfg.EndpointRoutes && !cfg.Native {
+		return cfg, errors.New("routes to endpoints are for a cluster that is routed natively")
 	}
 	if cfg.Backends == 0 {
 		cfg.Backends = 3

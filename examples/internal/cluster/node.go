@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/lb"
@@ -160,7 +162,7 @@ func (n *Node) start() (err error) {
 	flows := n.cfg.Flows
 	flows.Config = pinned
 	if !n.cfg.Wire {
-		flows.NAT = &conntrack.NAT{Masquerade: true}
+		flows.NAT = &conntrack.NAT{Masquerade: !n.cfg.StackRouting}
 	}
 	if n.Flows, err = conntrack.New(flows); err != nil {
 		return err
@@ -179,7 +181,10 @@ func (n *Node) start() (err error) {
 		}
 		blocks = append(blocks, n.Services)
 	}
-	n.Datapath, err = programs.Load(programs.Config{Namespace: n.Namespace, Gateways: n.Gateways, Pins: n.Pins}, blocks...)
+	n.Datapath, err = programs.Load(programs.Config{
+		Namespace: n.Namespace, Gateways: n.Gateways, Pins: n.Pins,
+		StackRouting: n.cfg.StackRouting, EndpointRoutes: n.cfg.EndpointRoutes, RouteAge: n.cfg.RouteAge,
+	}, blocks...)
 	if err != nil {
 		return err
 	}
@@ -205,20 +210,21 @@ func (n *Node) start() (err error) {
 		return err
 	}
 
-	// The node's own packets to its endpoints go down the host pair.
-	return n.route(n.PodCIDRs)
+	return n.route(nil)
 }
 
+// route has the node's own packets go down the host pair: to its endpoints, and
+// to those prefixes, and to no others.
 func (n *Node) route(prefixes []netip.Prefix) error {
 	var routes []devices.Route
-	for _, p := range prefixes {
+	for _, p := range append(slices.Clone(n.PodCIDRs), prefixes...) {
 		family := 6
 		if p.Addr().Is4() {
 			family = 4
 		}
 		routes = append(routes, devices.Route{Prefix: p, Via: n.Gateway(family), MTU: n.MTU})
 	}
-	return devices.EnsureRoutes(n.Namespace, devices.DefaultHostName, routes)
+	return devices.SyncRoutes(n.Namespace, devices.DefaultHostName, routes)
 }
 
 // knowPeers tells the node where the prefixes of the others are.
@@ -310,7 +316,39 @@ func (n *Node) addEndpoint(e *Endpoint) (err error) {
 		return err
 	}
 	n.Endpoints = append(n.Endpoints, e)
+	if n.cfg.EndpointRoutes {
+		return n.routeTo(e)
+	}
 	return nil
+}
+
+// routeTo has the node's own packets, and what its stack forwards, go straight to
+// the endpoint's device. Who is at the other end is known: the endpoint is not
+// asked for it, and so IPv6, which must be on there, needs no address.
+func (n *Node) routeTo(e *Endpoint) error {
+	err := devices.EnsureSysctls(n.Namespace,
+		devices.Sysctl{Family: devices.IPv6, Device: e.Link.Name, Name: "addr_gen_mode", Value: 1},
+		devices.Sysctl{Family: devices.IPv6, Device: e.Link.Name, Name: "accept_ra", Value: 0},
+		devices.Sysctl{Family: devices.IPv6, Device: e.Link.Name, Name: "disable_ipv6", Value: 0},
+	)
+	if err != nil {
+		return err
+	}
+	for _, a := range e.Addrs {
+		err := devices.EnsureRoute(n.Namespace, devices.Route{Prefix: netip.PrefixFrom(a, a.BitLen()), Dev: e.Link.Name})
+		if err != nil {
+			return err
+		}
+	}
+	return withNetlink(n.Namespace, func(nl *netlink.Handle) error {
+		for _, a := range e.Addrs {
+			neigh := &netlink.Neigh{LinkIndex: e.Link.Index, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: e.Link.PeerMAC}
+			if err := nl.NeighSet(neigh); err != nil {
+				return fmt.Errorf("set neighbour %s: %w", a, err)
+			}
+		}
+		return nil
+	})
 }
 
 // expire lets idle flows go, and backends that have drained, until ctx ends. If

@@ -19,13 +19,14 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/lb"
 )
 
-// serve has a server tell each client its address and port, and repeat what it is
-// sent.
+// serve has a server tell each client its address and port and the client's, and
+// repeat what it is sent.
 func serve(t *testing.T, ns devices.Namespace, at netip.AddrPort) {
 	t.Helper()
 	var l net.Listener
@@ -46,7 +47,7 @@ func serve(t *testing.T, ns devices.Namespace, at netip.AddrPort) {
 			}
 			busy.Go(func() {
 				defer conn.Close()
-				if _, err := fmt.Fprintln(conn, at); err == nil {
+				if _, err := fmt.Fprintln(conn, at, conn.RemoteAddr()); err == nil {
 					_, _ = io.Copy(conn, conn)
 				}
 			})
@@ -54,16 +55,31 @@ func serve(t *testing.T, ns devices.Namespace, at netip.AddrPort) {
 	})
 }
 
-// client is a connection, and who has answered it.
+// client is a connection, who has answered it, and as whom it is seen there.
 type client struct {
 	net.Conn
 	in     *bufio.Reader
 	server netip.AddrPort
+	seen   netip.AddrPort
 }
 
-func dial(ctx context.Context, ns devices.Namespace, to netip.AddrPort) (c client, err error) {
+func dial(ctx context.Context, ns devices.Namespace, to netip.AddrPort) (client, error) {
+	return dialFrom(ctx, ns, netip.AddrPort{}, to)
+}
+
+// dialFrom dials from an address and port, which other connections may have too.
+// The zero AddrPort leaves the choice to the kernel, port 0 that of the port.
+func dialFrom(ctx context.Context, ns devices.Namespace, from, to netip.AddrPort) (c client, err error) {
+	d := net.Dialer{Timeout: 3 * time.Second}
+	if from.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(from)
+		d.Control = func(_, _ string, raw syscall.RawConn) (err error) {
+			return errors.Join(raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+			}), err)
+		}
+	}
 	err = ns.Do(func() (err error) {
-		d := net.Dialer{Timeout: 3 * time.Second}
 		c.Conn, err = d.DialContext(ctx, "tcp", to.String())
 		return err
 	})
@@ -78,7 +94,13 @@ func dial(ctx context.Context, ns devices.Namespace, to netip.AddrPort) (c clien
 	if err != nil {
 		return c, errors.Join(err, c.Close())
 	}
-	c.server, err = netip.ParseAddrPort(line[:len(line)-1])
+	var server, seen string
+	if _, err := fmt.Sscan(line, &server, &seen); err != nil {
+		return c, errors.Join(err, c.Close())
+	}
+	if c.server, err = netip.ParseAddrPort(server); err == nil {
+		c.seen, err = netip.ParseAddrPort(seen)
+	}
 	return c, err
 }
 

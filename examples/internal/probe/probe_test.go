@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/devices/netnstest"
 )
 
@@ -112,6 +113,104 @@ func TestErrorsOnTheWay(t *testing.T) {
 		require.False(t, icmp.TooBig())
 		require.Equal(t, to.router, icmp.From)
 		require.Regexp(t, `^unreachable \(code \d\), says `+to.router.String()+`$`, err.Error())
+	}
+}
+
+func TestTrace(t *testing.T) {
+	t.Parallel()
+	client, _, server := path(t)
+	ctx, from := t.Context(), client.Namespace()
+	// The router knows the way here and not further.
+	client.RouteVia("203.0.113.0/24", router4)
+	client.RouteVia("2001:db8:9::/64", router6)
+	for _, family := range []struct{ server, router, beyond netip.Addr }{
+		{server4, router4, netip.MustParseAddr("203.0.113.1")}, {server6, router6, netip.MustParseAddr("2001:db8:9::1")},
+	} {
+		took, err := Trace(ctx, from, family.server, []netip.Addr{family.router, family.server})
+		require.NoError(t, err)
+		require.Positive(t, took)
+		_, err = Trace(ctx, from, family.router, []netip.Addr{family.router})
+		require.NoError(t, err, "one hop")
+		_, err = Trace(ctx, server.Namespace(), family.server, []netip.Addr{family.server})
+		require.NoError(t, err, "no hop at all")
+
+		found := "the way is [" + family.router.String() + " " + family.server.String() + "], want ["
+		for _, want := range [][]netip.Addr{
+			{family.server}, {family.server, family.router}, {family.router, family.router, family.server},
+		} {
+			_, err = Trace(ctx, from, family.server, want)
+			require.ErrorContains(t, err, found)
+		}
+		_, err = Trace(ctx, from, family.server, nil)
+		require.ErrorContains(t, err, "the way is ["+family.router.String()+"], want []", "it does not go on for ever")
+
+		// A hop that says something else than that it was one.
+		var icmp *Error
+		_, err = Trace(ctx, from, family.beyond, []netip.Addr{family.router, family.beyond})
+		require.ErrorAs(t, err, &icmp)
+		require.False(t, icmp.Expired())
+		require.ErrorContains(t, err, "hop 1: unreachable")
+
+		_, err = ping(ctx, from, family.server, 0, 1)
+		require.ErrorAs(t, err, &icmp)
+		require.True(t, icmp.Expired())
+		require.False(t, icmp.TooBig())
+		require.Equal(t, family.router, icmp.From)
+		require.EqualError(t, err, "time exceeded, says "+family.router.String())
+	}
+}
+
+func TestExpired(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		teller     netip.Addr
+		kind, code uint8
+		want       bool
+	}{
+		{router4, 11, 0, true}, {router4, 11, 1, false}, {router4, 3, 0, false}, {router4, 3, 4, false},
+		{router6, 3, 0, true}, {router6, 3, 1, false}, {router6, 1, 0, false}, {router6, 11, 0, false},
+	} {
+		e := &Error{From: test.teller, Type: test.kind, Code: test.code}
+		require.Equal(t, test.want, e.Expired(), "%+v", e)
+	}
+}
+
+// A server tells how often it was asked, and by whom.
+func TestAsked(t *testing.T) {
+	t.Parallel()
+	client, router, server := path(t)
+	for _, family := range []struct{ server, client, router netip.Addr }{
+		{server4, netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("198.51.100.1")},
+		{server6, netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("2001:db8:1::1")},
+	} {
+		echo, err := NewEcho(server.Namespace(), family.server)
+		require.NoError(t, err)
+		t.Cleanup(func() { echo.Close() }) // if the test does not come so far
+		n, last := echo.Asked()
+		require.Zero(t, n)
+		require.False(t, last.IsValid(), "nobody")
+		for i, asker := range []struct {
+			host *netnstest.Host
+			ask  func(context.Context, devices.Namespace, netip.AddrPort, int) (time.Duration, error)
+			as   netip.Addr
+		}{
+			{client, TCP, family.client}, {router, UDP, family.router}, {client, Datagram, family.client}, {router, TCP, family.router},
+		} {
+			_, err := asker.ask(t.Context(), asker.host.Namespace(), echo.Addr(), 100)
+			require.NoError(t, err)
+			n, last = echo.Asked()
+			require.Equal(t, i+1, n)
+			require.Equal(t, asker.as, last)
+		}
+		// An echo that is no business of the server's does not count.
+		_, err = Ping(t.Context(), client.Namespace(), family.server, 0)
+		require.NoError(t, err)
+		n, _ = echo.Asked()
+		require.Equal(t, 4, n)
+		require.NoError(t, echo.Close())
+		n, last = echo.Asked()
+		require.Equal(t, 4, n, "it is still told")
+		require.Equal(t, family.router, last)
 	}
 }
 

@@ -48,7 +48,7 @@ type Verdict struct {
 	ArrivesOn int    `json:"arrivesOn"`      // ifindex
 	SendsTo   int    `json:"sendsTo"`        // ifindex
 	VNI       uint32 `json:"vni,omitempty"`  // sent with; or that they must have when they arrive
-	Node      string `json:"node,omitempty"` // the other end of the overlay
+	Node      string `json:"node,omitempty"` // the other end of the overlay; to a device without a VNI, the next hop
 }
 
 // Flows reads the flows that match, in the order of their addresses. A nil match
@@ -96,7 +96,7 @@ func (t Tuple) turned() Tuple { return Tuple{t.Protocol, t.Dst, t.DstPort, t.Src
 // String is "SRC -> DST", with what the protocol has beside the addresses.
 func (t Tuple) String() string {
 	switch {
-	case t.Protocol == conntrack.ICMP.String() || t.Protocol == conntrack.ICMPv6.String():
+	case isEcho(t.Protocol):
 		return fmt.Sprintf("%s -> %s echo %d", t.Src, t.Dst, max(t.SrcPort, t.DstPort))
 	case t.SrcPort == 0 && t.DstPort == 0:
 		return fmt.Sprintf("%s -> %s", t.Src, t.Dst)
@@ -113,13 +113,19 @@ func (v Verdict) String() string {
 		return fmt.Sprintf("to overlay %s vni=%d", v.Node, v.VNI)
 	case "to endpoint":
 		return fmt.Sprintf("to endpoint ifindex=%d", v.SendsTo)
+	case "to device":
+		to := fmt.Sprintf("to device ifindex=%d", v.SendsTo)
+		if v.Node != "" && v.VNI == 0 {
+			to += " via " + v.Node
+		}
+		return to
 	}
 	return v.Action
 }
 
 // FlowRows has a row for each flow. Sent and received are packets/bytes. Where the
-// originator's packets go on under another tuple, as those to a service, that one
-// stands behind what is done with them.
+// originator's packets go on under another tuple, as those to a service and those
+// that leave in the node's name, that one stands behind what is done with them.
 func FlowRows(all []Flow) []Row {
 	var rows []Row
 	for _, f := range all {

@@ -89,6 +89,12 @@ func TestFlowRows(t *testing.T) {
 			[]string{"10.0.1.10:40312 -> 10.0.2.10:80", "to overlay 172.16.16.12 vni=1000, replies to endpoint ifindex=4"}},
 		{"translated", Flow{Tuple: f.Tuple, Reply: Tuple{"TCP", netip.MustParseAddr("10.0.3.3"), 8080, a, 40312}, Forward: Verdict{Action: "to host"}, Back: Verdict{Action: "to endpoint", SendsTo: 4}},
 			[]string{"10.0.1.10:40312 -> 10.0.2.10:80", "to host as 10.0.1.10:40312 -> 10.0.3.3:8080, replies to endpoint ifindex=4"}},
+		{"masqueraded", Flow{Tuple: f.Tuple, Reply: Tuple{"TCP", b, 80, netip.MustParseAddr("172.16.16.11"), 1024}, Forward: Verdict{Action: "to device", SendsTo: 2, Node: "172.16.16.1"}, Back: Verdict{Action: "to endpoint", SendsTo: 4}},
+			[]string{"10.0.1.10:40312 -> 10.0.2.10:80", "to device ifindex=2 via 172.16.16.1 as 172.16.16.11:1024 -> 10.0.2.10:80, replies to endpoint ifindex=4"}},
+		{"masqueraded echo", Flow{Tuple: Tuple{"ICMP", a, 77, b, 0}, Reply: Tuple{"ICMP", b, 0, netip.MustParseAddr("172.16.16.11"), 78}, Forward: Verdict{Action: "to device", SendsTo: 2}},
+			[]string{"10.0.1.10 -> 10.0.2.10 echo 77", "to device ifindex=2 as 172.16.16.11 -> 10.0.2.10 echo 78"}},
+		{"from a backend on another node", Flow{Tuple: f.Tuple, Reply: f.Reply, Forward: overlay, Back: Verdict{Action: "to device", SendsTo: 2, VNI: 1000, Node: "172.16.16.12"}},
+			[]string{"10.0.1.10:40312 -> 10.0.2.10:80", "to overlay 172.16.16.12 vni=1000, replies to device ifindex=2"}},
 		{"echo", Flow{Tuple: Tuple{"ICMP", a, 77, b, 0}, Reply: Tuple{"ICMP", b, 0, a, 77}}, []string{"10.0.1.10 -> 10.0.2.10 echo 77", ""}},
 		{"no ports", Flow{Tuple: Tuple{"protocol 47", a, 0, b, 0}, Reply: Tuple{"protocol 47", b, 0, a, 0}}, []string{"10.0.1.10 -> 10.0.2.10", ""}},
 	} {

@@ -12,6 +12,7 @@
 #include "device.h"
 #include "nat.h"
 #include "parse.h"
+#include "peer.h"
 #include "tables.h"
 #include "types.h"
 
@@ -20,15 +21,6 @@ struct sender {
 	__u32 vni;
 	struct address node;
 };
-
-static __always_inline struct peer *peer_lookup(const struct address *a)
-{
-	struct prefix_key key;
-
-	key.prefixlen = 128;
-	key.addr = *a;
-	return bpf_map_lookup_elem(&peers, &key);
-}
 
 static __always_inline struct endpoint *endpoint_lookup(const struct address *a)
 {
@@ -232,6 +224,35 @@ static __always_inline int route_to_host(const struct decision *d, struct verdic
 	return DROP_NONE;
 }
 
+/* The packet is a backend's answer to who has asked for a service. */
+static __always_inline int is_answer_of_service(const struct packet *p, const struct decision *d)
+{
+	return with_translation && (d->flags & DECISION_REPLY) && !tuple_is_reverse(&p->tuple, &d->reply);
+}
+
+/*
+ * To a backend on another node, for somebody who has asked at this one: in this
+ * node's name, so that the answer comes here.
+ */
+static __always_inline int route_to_backend(struct __sk_buff *skb, struct packet *p, __u32 identity, struct decision *d)
+{
+	const struct peer *peer = with_overlay ? peer_lookup(&d->reply.saddr) : NULL;
+	struct address gateway = p->family == 4 ? config_address(&gateway_ipv4) : config_address(&gateway_ipv6);
+	const struct address *source = &gateway;
+
+	if (!with_nat)
+		return DROP_NO_ENDPOINT;
+	if (!peer) {
+		if (device_find(skb, p, d) != WAY_OUT)
+			return DROP_NO_ROUTE;
+		source = device_address(d->verdict.oif, p->family);
+	}
+	if (!source || address_is_zero(source))
+		return DROP_NO_ADDRESS;
+	device_leave_as(p, source, d);
+	return peer ? route_to_peer(peer, identity, &d->verdict) : DROP_NONE;
+}
+
 /* from: who sends it; NULL if that is not who it says. */
 __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct endpoint *from, struct decision *d)
 {
@@ -256,7 +277,8 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 	}
 	if (with_overlay) {
 		peer = peer_lookup(&d->reply.saddr);
-		if (peer)
+		/* A node that has asked for a service has done so beside the overlay. */
+		if (peer && !(is_answer_of_service(p, d) && address_is_equal(&d->reply.saddr, &peer->node)))
 			return route_to_peer(peer, from->identity, v);
 	}
 	err = is_node_address(&d->reply.saddr) ? WAY_STACK : device_find(skb, p, d);
@@ -282,10 +304,8 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
  */
 __global int route_from_device(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
-	const struct address *source;
 	struct endpoint *to = NULL;
 	struct verdict *v;
-	const struct peer *peer;
 	int err, translated;
 
 	if (!p || !d)
@@ -314,25 +334,7 @@ __global int route_from_device(struct __sk_buff *skb, struct packet *p, struct d
 	/* The answer of a backend on another node, on its way back to who has asked here. */
 	if (d->flags & DECISION_REPLY)
 		return device_find(skb, p, d) == WAY_OUT ? DROP_NONE : DROP_NO_ROUTE;
-	/* To such a backend: in this node's name, so that the answer comes here. */
-	if (!with_nat)
-		return DROP_NO_ENDPOINT;
-	peer = with_overlay ? peer_lookup(&d->reply.saddr) : NULL;
-	if (peer) {
-		struct address gateway = p->family == 4 ? config_address(&gateway_ipv4) : config_address(&gateway_ipv6);
-
-		if (address_is_zero(&gateway))
-			return DROP_NO_ADDRESS;
-		device_leave_as(p, &gateway, d);
-		return route_to_peer(peer, IDENTITY_WORLD, v);
-	}
-	if (device_find(skb, p, d) != WAY_OUT)
-		return DROP_NO_ROUTE;
-	source = device_address(v->oif, p->family);
-	if (!source)
-		return DROP_NO_ADDRESS;
-	device_leave_as(p, source, d);
-	return DROP_NONE;
+	return route_to_backend(skb, p, IDENTITY_WORLD, d);
 }
 
 __global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct sender *from, struct decision *d)
@@ -367,8 +369,8 @@ __global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct 
 	}
 	if (is_node_address(&d->reply.saddr))
 		return route_to_host(d, v);
-	/* The answer of a backend to somebody outside who has asked here. */
-	if (with_nat && (d->flags & DECISION_REPLY) && !tuple_is_reverse(&p->tuple, &d->reply))
+	/* To somebody outside who has asked here. */
+	if (with_nat && is_answer_of_service(p, d))
 		return device_find(skb, p, d) == WAY_OUT ? DROP_NONE : DROP_NO_ROUTE;
 	/* Anything else would make the node its peers' router. */
 	return DROP_NO_ENDPOINT;

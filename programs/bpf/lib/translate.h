@@ -11,10 +11,34 @@
 #include "nat.h"
 #include "net.h"
 #include "parse.h"
+#include "peer.h"
 #include "scratch.h"
 #include "service.h"
 #include "tables.h"
 #include "types.h"
+
+/*
+ * The row for what is sent to to:port. The NodePorts of the other nodes are this
+ * one's too, so that who asks there from inside need not go there.
+ */
+static __always_inline void service_key(struct service_work *w, const struct address *to, __be16 port, __u8 protocol)
+{
+	const struct frontend *any;
+	int is4 = address_is_ipv4(to);
+
+	w->key.addr = *to;
+	w->key.port = port;
+	w->key.protocol = protocol;
+	w->key.reserved = 0;
+	if (!with_overlay || bpf_map_lookup_elem(&frontends, &w->key))
+		return;
+	__builtin_memset(&w->key.addr, 0, sizeof(w->key.addr));
+	if (is4)
+		address_from_ipv4(&w->key.addr, 0);
+	any = bpf_map_lookup_elem(&frontends, &w->key);
+	if (!any || any->type != FRONTEND_NODE_PORT || !peer_is_node(to))
+		w->key.addr = *to;
+}
 
 /* May a flow between the two go on? original: as its originator's packets arrive. */
 static __always_inline int service_holds(struct service_work *w, const struct tuple *original, const struct address *addr,
@@ -22,10 +46,7 @@ static __always_inline int service_holds(struct service_work *w, const struct tu
 {
 	int err;
 
-	w->key.addr = original->daddr;
-	w->key.port = original->dport;
-	w->key.protocol = original->protocol;
-	w->key.reserved = 0;
+	service_key(w, &original->daddr, original->dport, original->protocol);
 	err = service_read(w);
 	if (err != SERVICE_CHOSEN)
 		return err == SERVICE_NONE ? DROP_BACKEND_GONE : err;
@@ -61,9 +82,14 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 	w->key.protocol = 0;
 	w->key.reserved = 0;
 	at = bpf_map_lookup_elem(&frontends, &w->key);
-	if (!at)
+	if (!at && who == CLIENT_OUTSIDE)
 		return DROP_NONE;
-	owned = at->flags & FRONTEND_OWNED;
+	if (!at) {
+		service_key(w, &p->tuple.daddr, p->tuple.dport, p->tuple.protocol);
+		if (address_is_equal(&w->key.addr, &p->tuple.daddr))
+			return DROP_NONE;
+	}
+	owned = at && (at->flags & FRONTEND_OWNED);
 	if (p->tuple.protocol != IPPROTO_ICMP && p->tuple.protocol != IPPROTO_ICMPV6) {
 		w->key.port = p->tuple.dport;
 		w->key.protocol = p->tuple.protocol;
