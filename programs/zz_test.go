@@ -2,23 +2,25 @@ package programs_test
 
 import (
 	"testing"
-	"github.com/vishvananda/netlink"
-	"github.com/godatapath/datapath/internal/bpf"
+	"github.com/godatapath/datapath/internal/packet"
 )
 
 func TestZZ(t *testing.T) {
-	r := newUplinkRig(t, masquerading())
-	r.netlink(func(h *netlink.Handle) error {
-		ls, _ := h.LinkList()
-		for _, l := range ls { t.Log(l.Attrs().Name, l.Attrs().Index, l.Attrs().MTU, l.Attrs().Flags, l.Attrs().OperState) }
-		rs, _ := h.RouteList(nil, 0)
-		for _, l := range rs { t.Log(l) }
-		return nil
-	})
-	f := families[0]
-	r.inject(fromBlue, udp(f.blue, f.world, 5000, 53))
-	var k bpf.TableTuple
-	var v bpf.TableFlow
-	it := r.table("flows").Iterate()
-	for it.Next(&k, &v) { t.Logf("%+v", v.Verdict) }
+	c := withPorts(4444, 4444)
+	c.flows.Flows, c.flows.Unconfirmed = 64, 8
+	r := newUplinkRig(t, c)
+	f, o := families[0], outsides["IPv4"]
+				for _, x := range []struct {
+					from  port
+					frame []byte
+				}{
+					{fromBlue, tcp(f.blue, f.world, 1000, 80, packet.SYN)},
+					{fromUp, tcp(f.world, o.node, 80, 4444, packet.SYN|packet.ACK)},
+					{fromBlue, tcp(f.blue, f.world, 1000, 80, packet.ACK)},
+				} {
+					r.inject(x.from, x.frame)
+		t.Log(r.flowList())
+				}
+	r.inject(fromGreen, tcp(f.green, f.world, 1000, 80, packet.SYN))
+		t.Log(r.flowList())
 }

@@ -59,12 +59,19 @@ type Config struct {
 	// IPv6 says that the nodes reach one another over IPv6.
 	IPv6 bool
 	// Node is the node's own address in the underlay, of the family that IPv6
-	// says: peers may send to it through the overlay, and
-	// programs.Datapath.AttachUnderlay needs it. The zero Addr means that it is not
-	// known.
+	// says: peers may send to it through the overlay. With it, packets of the
+	// overlay take short cuts at the uplinks that programs.Datapath.AttachDevice has:
+	// those that leave get their outer header from the program and not from the
+	// overlay device, and those that come in lose it there. The zero Addr means that
+	// it is not known, and the device does it all.
 	Node netip.Addr
+	// SourceFirst and SourceLast are the source ports of packets that take the short
+	// cut, one for each flow; 0: 32768 and 60999. The device has its own:
+	// devices.VXLAN.SourcePorts.
+	SourceFirst, SourceLast uint16
 	// UDPChecksum makes outer packets carry a checksum. Without it they have
-	// none (RFC 6935 for IPv6), which middleboxes may dislike.
+	// none (RFC 6935 for IPv6), which middleboxes may dislike. Those with one do not
+	// take the short cut.
 	UDPChecksum bool
 	// Foreign is what to do with packets that no peer can have sent.
 	Foreign Foreign
@@ -110,6 +117,15 @@ func New(cfg Config) (*Peers, error) {
 		if cfg.IPv6 {
 			cfg.MTU = 1430
 		}
+	}
+	if cfg.SourceFirst == 0 {
+		cfg.SourceFirst = 32768
+	}
+	if cfg.SourceLast == 0 {
+		cfg.SourceLast = max(60999, cfg.SourceFirst)
+	}
+	if cfg.SourceLast < cfg.SourceFirst {
+		return nil, invalid.Errorf("make the peers table: source ports %d to %d: the range is empty", cfg.SourceFirst, cfg.SourceLast)
 	}
 	if cfg.MTU < leastMTU || cfg.MTU > 65535 {
 		return nil, invalid.Errorf("make the peers table: MTU is %d, want %d to 65535", cfg.MTU, leastMTU)
@@ -327,6 +343,8 @@ func (p *Peers) DatapathParts() block.Parts {
 			"overlay_pass_foreign": flag(p.cfg.Foreign == ForeignPass),
 			"overlay_mtu":          uint16(p.cfg.MTU),
 			"overlay_port":         p.cfg.Port,
+			"overlay_source_first": p.cfg.SourceFirst,
+			"overlay_source_count": uint32(p.cfg.SourceLast) - uint32(p.cfg.SourceFirst) + 1,
 		},
 		Bind: p.change.Bind,
 	}

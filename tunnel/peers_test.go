@@ -94,11 +94,11 @@ func TestConfig(t *testing.T) {
 		mtu  int
 		want map[string]any
 	}{
-		{Config{}, 1450, map[string]any{"with_overlay": uint8(1), "overlay_ipv6": uint8(0), "overlay_checksum": uint8(0), "overlay_pass_foreign": uint8(0), "overlay_mtu": uint16(1450), "overlay_port": uint16(8472)}},
-		{Config{IPv6: true}, 1430, map[string]any{"with_overlay": uint8(1), "overlay_ipv6": uint8(1), "overlay_checksum": uint8(0), "overlay_pass_foreign": uint8(0), "overlay_mtu": uint16(1430), "overlay_port": uint16(8472)}},
+		{Config{}, 1450, map[string]any{"with_overlay": uint8(1), "overlay_ipv6": uint8(0), "overlay_checksum": uint8(0), "overlay_pass_foreign": uint8(0), "overlay_mtu": uint16(1450), "overlay_source_first": uint16(32768), "overlay_source_count": uint32(28232), "overlay_port": uint16(8472)}},
+		{Config{IPv6: true}, 1430, map[string]any{"with_overlay": uint8(1), "overlay_ipv6": uint8(1), "overlay_checksum": uint8(0), "overlay_pass_foreign": uint8(0), "overlay_mtu": uint16(1430), "overlay_source_first": uint16(32768), "overlay_source_count": uint32(28232), "overlay_port": uint16(8472)}},
 		{
 			Config{Port: 4789, MTU: 65535, UDPChecksum: true, Foreign: ForeignPass, Max: 5}, 65535,
-			map[string]any{"with_overlay": uint8(1), "overlay_ipv6": uint8(0), "overlay_checksum": uint8(1), "overlay_pass_foreign": uint8(1), "overlay_mtu": uint16(65535), "overlay_port": uint16(4789)},
+			map[string]any{"with_overlay": uint8(1), "overlay_ipv6": uint8(0), "overlay_checksum": uint8(1), "overlay_pass_foreign": uint8(1), "overlay_mtu": uint16(65535), "overlay_source_first": uint16(32768), "overlay_source_count": uint32(28232), "overlay_port": uint16(4789)},
 		},
 	} {
 		r := newRig(t, c.cfg)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -168,6 +169,43 @@ func TestAnotherClusterOfTheName(t *testing.T) {
 	defer func() { assert.NoError(t, c.Close()) }()
 	require.ErrorIs(t, counter.look(), os.ErrNotExist)
 	require.Len(t, counter.endpoints, 1)
+}
+
+// Nothing of ours needs an overlay, and what leaves in the node's name is counted
+// before it does.
+func TestOnANativeCluster(t *testing.T) {
+	t.Parallel()
+	needClang(t)
+	c, err := cluster.Start(t.Context(), cluster.Config{Name: fmt.Sprintf("custnative%d", os.Getpid()), Endpoints: 1, Native: true})
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, c.Close()) }()
+	spec, err := programs.Compile(t.Context(), programs.CompileConfig{Path: "dns_count.c"})
+	require.NoError(t, err)
+	counters, err := startAll(nodesOf(c), spec)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, closeAll(counters)) }()
+	require.NoError(t, askAround(t.Context(), c.Endpoints()))
+
+	outside := &cluster.Endpoint{Name: c.Outside.Name, Namespace: c.Outside.Namespace, Addrs: c.Outside.Addrs}
+	var answering sync.WaitGroup
+	servers, err := serve(outside, &answering)
+	defer func() {
+		assert.NoError(t, closeAll(servers))
+		answering.Wait()
+	}()
+	require.NoError(t, err)
+	for _, network := range []string{"udp", "tcp"} {
+		for _, to := range outside.Addrs {
+			require.NoError(t, ask(t.Context(), c.Endpoints()[0], network, to))
+		}
+	}
+	var out strings.Builder
+	require.NoError(t, printRows(&out, counters))
+	require.Equal(t, [][]string{
+		{"NODE", "ENDPOINT", "ADDRESSES", "DNS/UDP", "DNS/TCP"},
+		{"node1", "1", "10.244.1.10", "fd00:244:1::10", "4", "4"},
+		{"node2", "1", "10.244.2.10", "fd00:244:2::10", "4", "2"},
+	}, rows(out.String()))
 }
 
 // Two at once, each with a table of its own, are two programs in front of ours.

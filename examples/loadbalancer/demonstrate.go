@@ -19,7 +19,7 @@ import (
 var errProbes = errors.New("probes failed")
 
 // demonstrate builds, probes, shows and takes away.
-func demonstrate(ctx context.Context, o options, asks <-chan os.Signal, stdout, stderr io.Writer) (err error) {
+func demonstrate(ctx context.Context, o options, asks <-chan os.Signal, stdout io.Writer) (err error) {
 	start := time.Now()
 	p := o.place()
 	if err := p.claim(); err != nil {
@@ -37,7 +37,7 @@ func demonstrate(ctx context.Context, o options, asks <-chan os.Signal, stdout, 
 		fmt.Fprintln(stdout)
 		return err
 	}
-	if err := d.serve(ctx, asks, stderr); err != nil {
+	if err := d.serve(ctx, asks); err != nil {
 		fmt.Fprintln(stdout)
 		return err
 	}
@@ -54,11 +54,14 @@ type demonstration struct {
 	out      io.Writer
 	hold     bool
 
-	running *balancer  // not closed while stop has not been called
+	running *balancer  // until end
 	news    chan news  // what becomes of a change of the file
 	ended   chan error // the balancer's end
 	stop    context.CancelFunc
 }
+
+// enoughNews is more than there can be before somebody listens.
+const enoughNews = 16
 
 // news is what the balancer tells of the file.
 type news struct {
@@ -84,38 +87,40 @@ func (d *demonstration) build(ctx context.Context) error {
 }
 
 // serve starts the balancer, as -config does, and waits until it is at work.
-func (d *demonstration) serve(ctx context.Context, asks <-chan os.Signal, stderr io.Writer) error {
-	d.news, d.ended = make(chan news, 16), make(chan error, 1)
+func (d *demonstration) serve(ctx context.Context, asks <-chan os.Signal) error {
+	d.news, d.ended = make(chan news, enoughNews), make(chan error, 1)
 	ctx, d.stop = context.WithCancel(ctx)
 	up := make(chan *balancer, 1)
-	tell := listener{
-		up: func(b *balancer, _ int) { up <- b },
-		changed: func(line string) {
-			select {
-			case d.news <- news{changed: line}:
-			default:
-				fmt.Fprintln(d.out, line) // while it is held
-			}
-		},
-		trouble: func(err error) {
-			select {
-			case d.news <- news{err: err}:
-			default:
-				complain(stderr, err)
-			}
-		},
-		report: func(b *balancer) error { return report(d.out, b) },
-		asks:   asks,
+	tell := func(n news) {
+		select {
+		case d.news <- n:
+		default:
+		}
+	}
+	l := listener{
+		up:      func(b *balancer, _ int) { up <- b },
+		changed: func(line string) { tell(news{changed: line}) },
+		trouble: func(err error) { tell(news{err: err}) },
+		report:  func(b *balancer) error { return report(d.out, b) },
+		asks:    asks,
 	}
 	cfg := settings{ns: d.balancer, devices: []string{front, back}, flows: conntrack.DefaultFlows}
-	go func() { d.ended <- serve(ctx, cfg, d.place, d.file, tell) }()
+	go func() { d.ended <- serve(ctx, cfg, d.place, d.file, l) }()
 	select {
 	case d.running = <-up:
 		return ctx.Err()
 	case err := <-d.ended:
-		d.ended <- err
-		return err
+		return d.noteEnd(err)
+	case <-ctx.Done():
+		return ctx.Err()
 	}
+}
+
+// noteEnd is what it means that the balancer has ended, which it was not told to.
+func (d *demonstration) noteEnd(err error) error {
+	d.stop()
+	d.stop = nil
+	return errors.Join(errors.New("the balancer has ended"), err)
 }
 
 // show asks the services, changes the file and asks again.
@@ -164,16 +169,17 @@ func (d *demonstration) show(ctx context.Context) error {
 		}
 	}
 	t.sum()
-	if err := report(d.out, d.running); err != nil {
+	err := report(d.out, d.running)
+	if err != nil {
 		return err
 	}
 	if d.hold {
-		d.wait(ctx)
+		err = d.wait(ctx)
 	}
 	if t.failed > 0 {
-		return fmt.Errorf("%d %w", t.failed, errProbes)
+		err = errors.Join(fmt.Errorf("%d %w", t.failed, errProbes), err)
 	}
-	return nil
+	return err
 }
 
 // change writes the file and waits until the balancer has followed.
@@ -186,8 +192,7 @@ func (d *demonstration) change(ctx context.Context, all []Service) error {
 	case n := <-d.news:
 		return n.err
 	case err := <-d.ended:
-		d.ended <- err
-		return errors.Join(errors.New("the balancer has ended"), err)
+		return d.noteEnd(err)
 	case <-time.After(patience):
 		return fmt.Errorf("the change of the file was not followed in %s", patience)
 	case <-ctx.Done():
@@ -195,24 +200,23 @@ func (d *demonstration) change(ctx context.Context, all []Service) error {
 	}
 }
 
-// wait holds until ctx ends.
-func (d *demonstration) wait(ctx context.Context) {
+// wait holds until ctx ends, and tells what the balancer does.
+func (d *demonstration) wait(ctx context.Context) error {
 	d.hint()
 	for {
 		select {
 		case n := <-d.news:
 			if n.err != nil {
-				fmt.Fprintln(d.out, n.err)
+				fmt.Fprintf(d.out, "%v; what runs goes on\n", n.err)
 			} else {
 				fmt.Fprintln(d.out, n.changed)
 			}
-			continue
 		case err := <-d.ended:
-			d.ended <- err
+			return d.noteEnd(err)
 		case <-ctx.Done():
+			fmt.Fprintln(d.out, "\nTaking everything away.")
+			return nil
 		}
-		fmt.Fprintln(d.out, "\nTaking everything away.")
-		return
 	}
 }
 

@@ -38,11 +38,12 @@ A packet for a service goes on to one of its backends with this machine's addres
 as its source, so the answer comes back here, and the backend needs no route to
 the client and does not see who it is. A packet must come in and go out by a
 -device, both to the backends and to the clients; all other packets are left alone.
-The backends, and the clients, are other machines.
+Backends and clients are other machines: what this one sends itself is not balanced.
 
-A service may be at an address of this machine, or at one that no device has. For
-such an address packets must be routed to this machine: nobody answers ARP or NDP
-for it. There the balancer answers echoes, and refuses ports without a service.
+A service may be at an address of this machine (ip address add 203.0.113.10/32 dev
+eth0), whose other ports stay what they are, or at one that no device has. For such
+an address packets must be routed to this machine, since nobody answers ARP or NDP
+for it; there the balancer answers echoes, and refuses ports without a service.
 
 Flags:
   -config FILE     the services; without it, the demonstration

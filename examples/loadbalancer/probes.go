@@ -148,7 +148,8 @@ func (p *prober) goesOn(ctx context.Context, family int) (time.Duration, error) 
 		return 0, errors.New("there is none")
 	}
 	start := time.Now()
-	return time.Since(start), converse(ctx, conn)
+	err := converse(ctx, conn)
+	return time.Since(start), err
 }
 
 // isReset asks on it, and is to be told that it has ended.

@@ -35,7 +35,7 @@ func report(out io.Writer, b *balancer) error {
 	}{
 		{"Services", show.ServicesHeading, show.ServiceRows(services), nil},
 		{"Connections", nil, []show.Row{flows.Row()}, show.FlowsLegend},
-		{"Ports of this machine for them", nil, []show.Row{nat.Row()}, show.NATLegend},
+		{"Source ports for them", nil, []show.Row{nat.Row()}, show.NATLegend},
 		{"What became of the packets", show.MetricsHeading, show.MetricRows(metrics), nil},
 	} {
 		rows := t.rows

@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	signal.Notify(asks, unix.SIGUSR1)
 	defer signal.Stop(asks)
 	if o.config == "" {
-		err = demonstrate(ctx, o, asks, stdout, stderr)
+		err = demonstrate(ctx, o, asks, stdout)
 	} else {
 		err = balance(ctx, o, asks, stdout, stderr)
 	}

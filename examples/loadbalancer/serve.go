@@ -15,9 +15,9 @@ import (
 // listener is told what a balancer does, by one goroutine.
 type listener struct {
 	up      func(b *balancer, n int) // it is at work, with so many services
-	changed func(line string)       // what is new in the file is done
-	trouble func(err error)         // what is wrong; what runs goes on
-	report  func(b *balancer) error // somebody has asked how it is
+	changed func(line string)        // what is new in the file is done
+	trouble func(err error)          // what is wrong; what runs goes on
+	report  func(b *balancer) error  // somebody has asked how it is
 	asks    <-chan os.Signal
 }
 

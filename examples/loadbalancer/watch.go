@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/godatapath/datapath/lb"
 )
 
@@ -58,7 +60,8 @@ func (w *watched) look() (all []lb.Service, isNew bool, err error) {
 }
 
 func (w *watched) read() ([]byte, error) {
-	f, err := os.Open(w.path)
+	// Of a pipe, not wait for somebody who writes.
+	f, err := os.OpenFile(w.path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

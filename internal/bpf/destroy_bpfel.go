@@ -42,6 +42,7 @@ const (
 	DestroyMapSourceRanges      = "source_ranges"
 	DestroyMapUnmasqueraded     = "unmasqueraded"
 	DestroyMapUplinks           = "uplinks"
+	DestroyMapWays              = "ways"
 	DestroyProgEndTcp           = "end_tcp"
 	DestroyProgEndUdp           = "end_udp"
 	DestroyVarFlowRingHead      = "flow_ring_head"
@@ -124,6 +125,7 @@ type DestroyMapSpecs struct {
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
+	Ways              *ebpf.MapSpec `ebpf:"ways"`
 }
 
 // DestroyVariableSpecs contains global variables before they are loaded into the kernel.
@@ -180,6 +182,7 @@ type DestroyMaps struct {
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.Map `ebpf:"uplinks"`
+	Ways              *ebpf.Map `ebpf:"ways"`
 }
 
 func (m *DestroyMaps) Close() error {
@@ -210,6 +213,7 @@ func (m *DestroyMaps) Close() error {
 		m.SourceRanges,
 		m.Unmasqueraded,
 		m.Uplinks,
+		m.Ways,
 	)
 }
 

@@ -44,6 +44,7 @@ const (
 	FromDeviceMapSourceRanges       = "source_ranges"
 	FromDeviceMapUnmasqueraded      = "unmasqueraded"
 	FromDeviceMapUplinks            = "uplinks"
+	FromDeviceMapWays               = "ways"
 	FromDeviceProgFromDevice        = "from_device"
 	FromDeviceVarFlowRingHead       = "flow_ring_head"
 	FromDeviceVarFragmentTimeout    = "fragment_timeout"
@@ -62,6 +63,8 @@ const (
 	FromDeviceVarOverlayNode        = "overlay_node"
 	FromDeviceVarOverlayPassForeign = "overlay_pass_foreign"
 	FromDeviceVarOverlayPort        = "overlay_port"
+	FromDeviceVarOverlaySourceCount = "overlay_source_count"
+	FromDeviceVarOverlaySourceFirst = "overlay_source_first"
 	FromDeviceVarRouteAge           = "route_age"
 	FromDeviceVarSocketNetns        = "socket_netns"
 	FromDeviceVarSocketNode         = "socket_node"
@@ -153,6 +156,7 @@ type FromDeviceMapSpecs struct {
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
+	Ways              *ebpf.MapSpec `ebpf:"ways"`
 }
 
 // FromDeviceVariableSpecs contains global variables before they are loaded into the kernel.
@@ -176,6 +180,8 @@ type FromDeviceVariableSpecs struct {
 	OverlayNode        *ebpf.VariableSpec `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
+	OverlaySourceCount *ebpf.VariableSpec `ebpf:"overlay_source_count"`
+	OverlaySourceFirst *ebpf.VariableSpec `ebpf:"overlay_source_first"`
 	RouteAge           *ebpf.VariableSpec `ebpf:"route_age"`
 	SocketNetns        *ebpf.VariableSpec `ebpf:"socket_netns"`
 	SocketNode         *ebpf.VariableSpec `ebpf:"socket_node"`
@@ -238,6 +244,7 @@ type FromDeviceMaps struct {
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.Map `ebpf:"uplinks"`
+	Ways              *ebpf.Map `ebpf:"ways"`
 }
 
 func (m *FromDeviceMaps) Close() error {
@@ -270,6 +277,7 @@ func (m *FromDeviceMaps) Close() error {
 		m.SourceRanges,
 		m.Unmasqueraded,
 		m.Uplinks,
+		m.Ways,
 	)
 }
 
@@ -294,6 +302,8 @@ type FromDeviceVariables struct {
 	OverlayNode        *ebpf.Variable `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
+	OverlaySourceCount *ebpf.Variable `ebpf:"overlay_source_count"`
+	OverlaySourceFirst *ebpf.Variable `ebpf:"overlay_source_first"`
 	RouteAge           *ebpf.Variable `ebpf:"route_age"`
 	SocketNetns        *ebpf.Variable `ebpf:"socket_netns"`
 	SocketNode         *ebpf.Variable `ebpf:"socket_node"`

@@ -44,6 +44,7 @@ const (
 	FromEndpointMapSourceRanges       = "source_ranges"
 	FromEndpointMapUnmasqueraded      = "unmasqueraded"
 	FromEndpointMapUplinks            = "uplinks"
+	FromEndpointMapWays               = "ways"
 	FromEndpointProgFromEndpoint      = "from_endpoint"
 	FromEndpointVarFlowRingHead       = "flow_ring_head"
 	FromEndpointVarFragmentTimeout    = "fragment_timeout"
@@ -62,6 +63,8 @@ const (
 	FromEndpointVarOverlayNode        = "overlay_node"
 	FromEndpointVarOverlayPassForeign = "overlay_pass_foreign"
 	FromEndpointVarOverlayPort        = "overlay_port"
+	FromEndpointVarOverlaySourceCount = "overlay_source_count"
+	FromEndpointVarOverlaySourceFirst = "overlay_source_first"
 	FromEndpointVarRouteAge           = "route_age"
 	FromEndpointVarSocketNetns        = "socket_netns"
 	FromEndpointVarSocketNode         = "socket_node"
@@ -153,6 +156,7 @@ type FromEndpointMapSpecs struct {
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
+	Ways              *ebpf.MapSpec `ebpf:"ways"`
 }
 
 // FromEndpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -176,6 +180,8 @@ type FromEndpointVariableSpecs struct {
 	OverlayNode        *ebpf.VariableSpec `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
+	OverlaySourceCount *ebpf.VariableSpec `ebpf:"overlay_source_count"`
+	OverlaySourceFirst *ebpf.VariableSpec `ebpf:"overlay_source_first"`
 	RouteAge           *ebpf.VariableSpec `ebpf:"route_age"`
 	SocketNetns        *ebpf.VariableSpec `ebpf:"socket_netns"`
 	SocketNode         *ebpf.VariableSpec `ebpf:"socket_node"`
@@ -238,6 +244,7 @@ type FromEndpointMaps struct {
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.Map `ebpf:"uplinks"`
+	Ways              *ebpf.Map `ebpf:"ways"`
 }
 
 func (m *FromEndpointMaps) Close() error {
@@ -270,6 +277,7 @@ func (m *FromEndpointMaps) Close() error {
 		m.SourceRanges,
 		m.Unmasqueraded,
 		m.Uplinks,
+		m.Ways,
 	)
 }
 
@@ -294,6 +302,8 @@ type FromEndpointVariables struct {
 	OverlayNode        *ebpf.Variable `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
+	OverlaySourceCount *ebpf.Variable `ebpf:"overlay_source_count"`
+	OverlaySourceFirst *ebpf.Variable `ebpf:"overlay_source_first"`
 	RouteAge           *ebpf.Variable `ebpf:"route_age"`
 	SocketNetns        *ebpf.Variable `ebpf:"socket_netns"`
 	SocketNode         *ebpf.Variable `ebpf:"socket_node"`

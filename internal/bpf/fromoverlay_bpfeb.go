@@ -44,6 +44,7 @@ const (
 	FromOverlayMapSourceRanges       = "source_ranges"
 	FromOverlayMapUnmasqueraded      = "unmasqueraded"
 	FromOverlayMapUplinks            = "uplinks"
+	FromOverlayMapWays               = "ways"
 	FromOverlayProgFromOverlay       = "from_overlay"
 	FromOverlayVarFlowRingHead       = "flow_ring_head"
 	FromOverlayVarFragmentTimeout    = "fragment_timeout"
@@ -62,6 +63,8 @@ const (
 	FromOverlayVarOverlayNode        = "overlay_node"
 	FromOverlayVarOverlayPassForeign = "overlay_pass_foreign"
 	FromOverlayVarOverlayPort        = "overlay_port"
+	FromOverlayVarOverlaySourceCount = "overlay_source_count"
+	FromOverlayVarOverlaySourceFirst = "overlay_source_first"
 	FromOverlayVarRouteAge           = "route_age"
 	FromOverlayVarSocketNetns        = "socket_netns"
 	FromOverlayVarSocketNode         = "socket_node"
@@ -153,6 +156,7 @@ type FromOverlayMapSpecs struct {
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
+	Ways              *ebpf.MapSpec `ebpf:"ways"`
 }
 
 // FromOverlayVariableSpecs contains global variables before they are loaded into the kernel.
@@ -176,6 +180,8 @@ type FromOverlayVariableSpecs struct {
 	OverlayNode        *ebpf.VariableSpec `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
+	OverlaySourceCount *ebpf.VariableSpec `ebpf:"overlay_source_count"`
+	OverlaySourceFirst *ebpf.VariableSpec `ebpf:"overlay_source_first"`
 	RouteAge           *ebpf.VariableSpec `ebpf:"route_age"`
 	SocketNetns        *ebpf.VariableSpec `ebpf:"socket_netns"`
 	SocketNode         *ebpf.VariableSpec `ebpf:"socket_node"`
@@ -238,6 +244,7 @@ type FromOverlayMaps struct {
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.Map `ebpf:"uplinks"`
+	Ways              *ebpf.Map `ebpf:"ways"`
 }
 
 func (m *FromOverlayMaps) Close() error {
@@ -270,6 +277,7 @@ func (m *FromOverlayMaps) Close() error {
 		m.SourceRanges,
 		m.Unmasqueraded,
 		m.Uplinks,
+		m.Ways,
 	)
 }
 
@@ -294,6 +302,8 @@ type FromOverlayVariables struct {
 	OverlayNode        *ebpf.Variable `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
+	OverlaySourceCount *ebpf.Variable `ebpf:"overlay_source_count"`
+	OverlaySourceFirst *ebpf.Variable `ebpf:"overlay_source_first"`
 	RouteAge           *ebpf.Variable `ebpf:"route_age"`
 	SocketNetns        *ebpf.Variable `ebpf:"socket_netns"`
 	SocketNode         *ebpf.Variable `ebpf:"socket_node"`

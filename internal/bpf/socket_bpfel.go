@@ -43,6 +43,7 @@ const (
 	SocketMapSourceRanges       = "source_ranges"
 	SocketMapUnmasqueraded      = "unmasqueraded"
 	SocketMapUplinks            = "uplinks"
+	SocketMapWays               = "ways"
 	SocketProgBind4             = "bind4"
 	SocketProgBind6             = "bind6"
 	SocketProgConnect4          = "connect4"
@@ -71,6 +72,8 @@ const (
 	SocketVarOverlayNode        = "overlay_node"
 	SocketVarOverlayPassForeign = "overlay_pass_foreign"
 	SocketVarOverlayPort        = "overlay_port"
+	SocketVarOverlaySourceCount = "overlay_source_count"
+	SocketVarOverlaySourceFirst = "overlay_source_first"
 	SocketVarRouteAge           = "route_age"
 	SocketVarSocketNetns        = "socket_netns"
 	SocketVarSocketNode         = "socket_node"
@@ -171,6 +174,7 @@ type SocketMapSpecs struct {
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
+	Ways              *ebpf.MapSpec `ebpf:"ways"`
 }
 
 // SocketVariableSpecs contains global variables before they are loaded into the kernel.
@@ -194,6 +198,8 @@ type SocketVariableSpecs struct {
 	OverlayNode        *ebpf.VariableSpec `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
+	OverlaySourceCount *ebpf.VariableSpec `ebpf:"overlay_source_count"`
+	OverlaySourceFirst *ebpf.VariableSpec `ebpf:"overlay_source_first"`
 	RouteAge           *ebpf.VariableSpec `ebpf:"route_age"`
 	SocketNetns        *ebpf.VariableSpec `ebpf:"socket_netns"`
 	SocketNode         *ebpf.VariableSpec `ebpf:"socket_node"`
@@ -255,6 +261,7 @@ type SocketMaps struct {
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.Map `ebpf:"uplinks"`
+	Ways              *ebpf.Map `ebpf:"ways"`
 }
 
 func (m *SocketMaps) Close() error {
@@ -286,6 +293,7 @@ func (m *SocketMaps) Close() error {
 		m.SourceRanges,
 		m.Unmasqueraded,
 		m.Uplinks,
+		m.Ways,
 	)
 }
 
@@ -310,6 +318,8 @@ type SocketVariables struct {
 	OverlayNode        *ebpf.Variable `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
+	OverlaySourceCount *ebpf.Variable `ebpf:"overlay_source_count"`
+	OverlaySourceFirst *ebpf.Variable `ebpf:"overlay_source_first"`
 	RouteAge           *ebpf.Variable `ebpf:"route_age"`
 	SocketNetns        *ebpf.Variable `ebpf:"socket_netns"`
 	SocketNode         *ebpf.Variable `ebpf:"socket_node"`

@@ -500,7 +500,16 @@ const (
 	TableVerdictFlagVERDICT_NO_PEER_REDIRECT TableVerdictFlag = 2
 	TableVerdictFlagVERDICT_TRANSLATE        TableVerdictFlag = 4
 	TableVerdictFlagVERDICT_AGES             TableVerdictFlag = 8
+	TableVerdictFlagVERDICT_ENCAPSULATE      TableVerdictFlag = 16
 )
+
+type TableWay struct {
+	_     structs.HostLayout
+	Oif   uint32
+	Via   uint32
+	Found uint32
+	Epoch uint32
+}
 
 // Names of all BPF objects in the ELF.
 //
@@ -532,6 +541,7 @@ const (
 	TableMapSourceRanges      = "source_ranges"
 	TableMapUnmasqueraded     = "unmasqueraded"
 	TableMapUplinks           = "uplinks"
+	TableMapWays              = "ways"
 	TableVarActionNames       = "action_names"
 	TableVarAffinityKindNames = "affinity_kind_names"
 	TableVarDropReasonNames   = "drop_reason_names"
@@ -629,6 +639,7 @@ type TableMapSpecs struct {
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
+	Ways              *ebpf.MapSpec `ebpf:"ways"`
 }
 
 // TableVariableSpecs contains global variables before they are loaded into the kernel.
@@ -704,6 +715,7 @@ type TableMaps struct {
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.Map `ebpf:"uplinks"`
+	Ways              *ebpf.Map `ebpf:"ways"`
 }
 
 func (m *TableMaps) Close() error {
@@ -734,6 +746,7 @@ func (m *TableMaps) Close() error {
 		m.SourceRanges,
 		m.Unmasqueraded,
 		m.Uplinks,
+		m.Ways,
 	)
 }
 

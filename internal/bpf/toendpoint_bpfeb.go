@@ -44,6 +44,7 @@ const (
 	ToEndpointMapSourceRanges       = "source_ranges"
 	ToEndpointMapUnmasqueraded      = "unmasqueraded"
 	ToEndpointMapUplinks            = "uplinks"
+	ToEndpointMapWays               = "ways"
 	ToEndpointProgToEndpoint        = "to_endpoint"
 	ToEndpointVarFlowRingHead       = "flow_ring_head"
 	ToEndpointVarFragmentTimeout    = "fragment_timeout"
@@ -62,6 +63,8 @@ const (
 	ToEndpointVarOverlayNode        = "overlay_node"
 	ToEndpointVarOverlayPassForeign = "overlay_pass_foreign"
 	ToEndpointVarOverlayPort        = "overlay_port"
+	ToEndpointVarOverlaySourceCount = "overlay_source_count"
+	ToEndpointVarOverlaySourceFirst = "overlay_source_first"
 	ToEndpointVarRouteAge           = "route_age"
 	ToEndpointVarSocketNetns        = "socket_netns"
 	ToEndpointVarSocketNode         = "socket_node"
@@ -153,6 +156,7 @@ type ToEndpointMapSpecs struct {
 	SourceRanges      *ebpf.MapSpec `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.MapSpec `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.MapSpec `ebpf:"uplinks"`
+	Ways              *ebpf.MapSpec `ebpf:"ways"`
 }
 
 // ToEndpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -176,6 +180,8 @@ type ToEndpointVariableSpecs struct {
 	OverlayNode        *ebpf.VariableSpec `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.VariableSpec `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.VariableSpec `ebpf:"overlay_port"`
+	OverlaySourceCount *ebpf.VariableSpec `ebpf:"overlay_source_count"`
+	OverlaySourceFirst *ebpf.VariableSpec `ebpf:"overlay_source_first"`
 	RouteAge           *ebpf.VariableSpec `ebpf:"route_age"`
 	SocketNetns        *ebpf.VariableSpec `ebpf:"socket_netns"`
 	SocketNode         *ebpf.VariableSpec `ebpf:"socket_node"`
@@ -238,6 +244,7 @@ type ToEndpointMaps struct {
 	SourceRanges      *ebpf.Map `ebpf:"source_ranges"`
 	Unmasqueraded     *ebpf.Map `ebpf:"unmasqueraded"`
 	Uplinks           *ebpf.Map `ebpf:"uplinks"`
+	Ways              *ebpf.Map `ebpf:"ways"`
 }
 
 func (m *ToEndpointMaps) Close() error {
@@ -270,6 +277,7 @@ func (m *ToEndpointMaps) Close() error {
 		m.SourceRanges,
 		m.Unmasqueraded,
 		m.Uplinks,
+		m.Ways,
 	)
 }
 
@@ -294,6 +302,8 @@ type ToEndpointVariables struct {
 	OverlayNode        *ebpf.Variable `ebpf:"overlay_node"`
 	OverlayPassForeign *ebpf.Variable `ebpf:"overlay_pass_foreign"`
 	OverlayPort        *ebpf.Variable `ebpf:"overlay_port"`
+	OverlaySourceCount *ebpf.Variable `ebpf:"overlay_source_count"`
+	OverlaySourceFirst *ebpf.Variable `ebpf:"overlay_source_first"`
 	RouteAge           *ebpf.Variable `ebpf:"route_age"`
 	SocketNetns        *ebpf.Variable `ebpf:"socket_netns"`
 	SocketNode         *ebpf.Variable `ebpf:"socket_node"`

@@ -89,9 +89,17 @@ enum {
 	BPF_F_ZERO_CSUM_TX = 2,    /* bpf_skb_set_tunnel_key */
 	BPF_F_PSEUDO_HDR = 1 << 4, /* bpf_l4_csum_replace */
 	BPF_ADJ_ROOM_MAC = 1,      /* bpf_skb_adjust_room, mode */
+	BPF_F_ADJ_ROOM_FIXED_GSO = 1 << 0,
+	BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 = 1 << 1,
+	BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 = 1 << 2,
+	BPF_F_ADJ_ROOM_ENCAP_L4_UDP = 1 << 4,
+	BPF_F_ADJ_ROOM_ENCAP_L2_ETH = 1 << 6,
 	BPF_F_ADJ_ROOM_DECAP_L3_IPV4 = 1 << 7, /* bpf_skb_adjust_room, flags; kernel 6.3 */
 	BPF_F_ADJ_ROOM_DECAP_L3_IPV6 = 1 << 8,
 };
+
+/* bpf_skb_adjust_room, flags: length of the inner link-layer header */
+#define BPF_F_ADJ_ROOM_ENCAP_L2(len) ((__u64)(len) << 56)
 
 enum {
 	EEXIST = 17,

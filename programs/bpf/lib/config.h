@@ -33,6 +33,8 @@ CONFIG(__u8, overlay_checksum, "send overlay packets with a UDP checksum");
 CONFIG(__u8, overlay_pass_foreign, "leave foreign overlay packets to the stack, do not drop them");
 CONFIG(__u16, overlay_mtu, "longest IP packet that fits the overlay, in bytes");
 CONFIG(__u16, overlay_port, "UDP port of the overlay, host byte order");
+CONFIG(__u16, overlay_source_first, "first source port of what we encapsulate, host byte order");
+CONFIG(__u32, overlay_source_count, "how many there are");
 CONFIG(struct address, overlay_node, "this node's address in the underlay");
 CONFIG(struct address, gateway_ipv4, "the node's address in the overlay, IPv4, mapped");
 CONFIG(struct address, gateway_ipv6, "the node's address in the overlay, IPv6");

@@ -12,7 +12,7 @@
 #include "types.h"
 
 /* What a look at the routes tells, besides a drop reason. */
-enum way {
+enum device_result {
 	WAY_OUT = 0,    /* by an uplink; the verdict says which */
 	WAY_STACK = -1, /* the stack knows: it has the destination, or a device that is not ours */
 };

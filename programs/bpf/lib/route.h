@@ -10,6 +10,7 @@
 #include "bpf.h"
 #include "config.h"
 #include "device.h"
+#include "encapsulate.h"
 #include "nat.h"
 #include "parse.h"
 #include "peer.h"
@@ -183,8 +184,10 @@ static __always_inline void route_back_to_endpoint(const struct endpoint *ep, __
 }
 
 /* To the node that has the destination. */
-static __always_inline int route_to_peer(const struct peer *peer, __u32 identity, struct verdict *v)
+static __always_inline int route_to_peer(struct __sk_buff *skb, const struct peer *peer, __u32 identity, struct verdict *v)
 {
+	const struct way *w;
+
 	if (!node.overlay_ifindex)
 		return DROP_OVERLAY_NOT_READY;
 	v->action = ACTION_TO_OVERLAY;
@@ -192,6 +195,12 @@ static __always_inline int route_to_peer(const struct peer *peer, __u32 identity
 	v->vni = peer->flags & PEER_FIXED_VNI ? peer->vni : identity;
 	v->mtu = overlay_mtu;
 	v->remote = peer->node;
+	w = way_to(skb, &peer->node);
+	if (w) {
+		v->oif = w->oif;
+		v->flags |= VERDICT_ENCAPSULATE | VERDICT_AGES;
+		*(__be32 *)v->dmac = w->via;
+	}
 	return DROP_NONE;
 }
 
@@ -250,7 +259,7 @@ static __always_inline int route_to_backend(struct __sk_buff *skb, struct packet
 	if (!source || address_is_zero(source))
 		return DROP_NO_ADDRESS;
 	device_leave_as(p, source, d);
-	return peer ? route_to_peer(peer, identity, &d->verdict) : DROP_NONE;
+	return peer ? route_to_peer(skb, peer, identity, &d->verdict) : DROP_NONE;
 }
 
 /* from: who sends it; NULL if that is not who it says. */
@@ -279,7 +288,7 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 		peer = peer_lookup(&d->reply.saddr);
 		/* A node that has asked for a service has done so beside the overlay. */
 		if (peer && !(is_answer_of_service(p, d) && address_is_equal(&d->reply.saddr, &peer->node)))
-			return route_to_peer(peer, from->identity, v);
+			return route_to_peer(skb, peer, from->identity, v);
 	}
 	err = is_node_address(&d->reply.saddr) ? WAY_STACK : device_find(skb, p, d);
 	if (err == WAY_OUT) {
@@ -362,7 +371,7 @@ __global int route_from_overlay(struct __sk_buff *skb, struct packet *p, struct 
 			if (peer) {
 				d->back.iif = to->ifindex;
 				d->back.flags = VERDICT_DECREMENT_TTL;
-				route_to_peer(peer, to->identity, &d->back);
+				route_to_peer(skb, peer, to->identity, &d->back);
 			}
 			return route_to_endpoint(to, v);
 		}
@@ -403,7 +412,7 @@ __global int route_from_host(struct __sk_buff *skb, struct packet *p, struct dec
 	if (with_overlay) {
 		peer = peer_lookup(&d->reply.saddr);
 		if (peer)
-			return route_to_peer(peer, identity, v);
+			return route_to_peer(skb, peer, identity, v);
 	}
 	return DROP_NO_ROUTE;
 }

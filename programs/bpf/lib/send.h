@@ -5,6 +5,7 @@
 #include "bpf.h"
 #include "config.h"
 #include "drop.h"
+#include "encapsulate.h"
 #include "parse.h"
 #include "rewrite.h"
 #include "types.h"
@@ -94,6 +95,26 @@ static __always_inline int send_to_device(struct __sk_buff *skb, const struct pa
 	return (int)bpf_redirect_neigh(v->oif, &to, sizeof(to), 0);
 }
 
+/* Out of the node with an outer header of ours. */
+static __always_inline int send_encapsulated(struct __sk_buff *skb, const struct packet *p, const struct verdict *v, __u32 program)
+{
+	const __be32 *to = (const __be32 *)v->remote.bytes;
+	__be32 via = *(const __be32 *)v->dmac;
+	struct bpf_redir_neigh nh = {};
+
+	if (encapsulate(skb, p, v))
+		return drop(skb, program, DROP_REWRITE_FAILED);
+	if (overlay_ipv6) {
+		nh.nh_family = AF_INET6;
+		for (int i = 0; i < 4; i++)
+			nh.ipv6_nh[i] = to[i];
+	} else {
+		nh.nh_family = AF_INET;
+		nh.ipv4_nh = via ? via : to[3];
+	}
+	return (int)bpf_redirect_neigh(v->oif, &nh, sizeof(nh), 0);
+}
+
 /*
  * Hands the packet over. It must have passed send_check(). reply: how its
  * answers will arrive, which says under which tuple it goes on.
@@ -120,11 +141,15 @@ static __always_inline int send(struct __sk_buff *skb, const struct packet *p, c
 		return send_to_peer(skb, v->oif);
 	}
 	if (with_overlay && v->action == ACTION_TO_OVERLAY) {
+		if (likely((v->flags & VERDICT_ENCAPSULATE) && (p->l3_len <= v->mtu || skb->gso_size))) {
+			count(skb, program, ACTION_TO_OVERLAY);
+			return send_encapsulated(skb, p, v, program);
+		}
 		err = send_set_tunnel(skb, v->vni, &v->remote);
 		if (unlikely(err))
 			return drop(skb, program, (__u32)err);
 		count(skb, program, ACTION_TO_OVERLAY);
-		return (int)bpf_redirect(v->oif, 0);
+		return (int)bpf_redirect(node.overlay_ifindex, 0);
 	}
 	if (v->action == ACTION_TO_DEVICE) {
 		count(skb, program, ACTION_TO_DEVICE);

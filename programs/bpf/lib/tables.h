@@ -51,6 +51,14 @@ struct {
 	__uint(max_entries, 1024);
 } node_addresses SEC(".maps");
 
+/* programs: the ways to the other nodes */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct address);
+	__type(value, struct way);
+	__uint(max_entries, 8192);
+} ways SEC(".maps");
+
 /* tunnel */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

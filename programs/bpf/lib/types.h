@@ -144,6 +144,15 @@ enum peer_flag {
 	PEER_FIXED_VNI = 1, /* send with vni and not with the sender's identity */
 };
 
+/* How another node is reached, as the routes told a moment ago. */
+struct way {
+	__u32 oif; /* an uplink; 0: the kernel has to do it */
+	__be32 via; /* gateway; 0: none is between */
+	__u32 found; /* lower half of the jiffies */
+	__u32 epoch;
+};
+_Static_assert(sizeof(struct way) == 16, "no hidden padding in a value");
+
 /* The node that has a prefix. */
 struct peer {
 	struct address node;
@@ -185,6 +194,7 @@ enum verdict_flag {
 	VERDICT_NO_PEER_REDIRECT = 2,
 	VERDICT_TRANSLATE = 4, /* the packet goes on under the reverse of the entry's peer */
 	VERDICT_AGES = 8,      /* found by the node's routes, which change without telling us */
+	VERDICT_ENCAPSULATE = 16, /* to the overlay: the outer header is ours to write, and oif is the uplink; dmac has the gateway, if there is one */
 };
 
 /* What to do with the packets of one direction of a flow. */
