@@ -266,7 +266,7 @@ func (t *Table) PortUse() ([]PortUse, error) {
 		if err != nil {
 			return nil, err
 		}
-		if f.IsSourceTranslated() {
+		if f.IsSourceTranslated() && f.Original.Src.Addr() != f.Reply.Src.Addr() { // who asks itself has a source of its own kind
 			counted[key{f.Reply.Dst.Addr(), f.Reply.Src, f.Original.Protocol}]++
 		}
 	}

@@ -26,6 +26,7 @@ type Direction uint8
 const (
 	Ingress Direction = iota + 1 // what the device receives
 	Egress                       // what is sent through the device
+	XDP                          // what the device receives, in its driver, before the kernel has made a packet of it
 )
 
 // String names the direction.
@@ -35,6 +36,8 @@ func (d Direction) String() string {
 		return "ingress"
 	case Egress:
 		return "egress"
+	case XDP:
+		return "XDP"
 	default:
 		return fmt.Sprintf("Direction(%d)", uint8(d))
 	}
@@ -46,15 +49,17 @@ func (d Direction) attachType() (ebpf.AttachType, error) {
 		return ebpf.AttachTCXIngress, nil
 	case Egress:
 		return ebpf.AttachTCXEgress, nil
+	case XDP:
+		return ebpf.AttachXDP, nil
 	default:
-		return 0, invalid.Errorf("direction %s: want Ingress or Egress", d)
+		return 0, invalid.Errorf("direction %s: want Ingress, Egress or XDP", d)
 	}
 }
 
 // Attach says what to attach where.
 type Attach struct {
-	// Program is any tc program (type SchedCLS), ours or the caller's. It is
-	// borrowed: the attachment holds it on its own.
+	// Program is any tc program (type SchedCLS), or for XDP any of that type, ours or
+	// the caller's. It is borrowed: the attachment holds it on its own.
 	Program *ebpf.Program
 	// Namespace is where the device is; nil: where the call is made.
 	Namespace Namespace
@@ -64,7 +69,7 @@ type Attach struct {
 	Direction Direction
 	// Order is the place among the programs of the hook: link.Head(),
 	// link.Tail(), link.BeforeProgram(p), link.AfterProgram(p) and so on; nil:
-	// behind all others. An attachment that exists keeps its place.
+	// behind all others. An attachment that exists keeps its place. XDP has one place.
 	Order link.Anchor
 	// Pin is a path on a bpf filesystem that makes the attachment outlive the
 	// process; empty: it ends with Close.
@@ -83,7 +88,7 @@ type Attachment struct {
 // is pinned at Pin already, its program is replaced in place: no packet sees
 // the hook without one. A pinned attachment whose device is gone is thrown away
 // and made anew. A device that does not exist answers unix.ENODEV, a kernel
-// without tcx [ebpf.ErrNotSupported].
+// without tcx [ebpf.ErrNotSupported], and so does a driver without XDP.
 func AttachProgram(a Attach) (*Attachment, error) {
 	what := fmt.Sprintf("attach to interface %d %s", a.Ifindex, a.Direction)
 	kind, err := a.Direction.attachType()
@@ -112,6 +117,10 @@ func AttachProgram(a Attach) (*Attachment, error) {
 	}
 	var l link.Link
 	attach := func() (err error) {
+		if a.Direction == XDP {
+			l, err = link.AttachXDP(link.XDPOptions{Interface: a.Ifindex, Program: a.Program, Flags: link.XDPDriverMode})
+			return err
+		}
 		l, err = link.AttachTCX(link.TCXOptions{Interface: a.Ifindex, Program: a.Program, Attach: kind, Anchor: a.Order})
 		return err
 	}
@@ -153,6 +162,8 @@ func explainPin(pin string, err error) error {
 // explainAttach says what to do about the errors that a caller meets first.
 func explainAttach(err error) error {
 	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("%w: %w: the device's driver has none", ebpf.ErrNotSupported, err)
 	case errors.Is(err, unix.ENODEV):
 		return fmt.Errorf("%w (is the device in this namespace?)", err)
 	case errors.Is(err, os.ErrPermission):
@@ -177,7 +188,7 @@ func replacePinned(a Attach, kind ebpf.AttachType) (link.Link, error) {
 		return nil, errors.Join(fmt.Errorf("ask the attachment at %s: %w", a.Pin, err), l.Close())
 	}
 	// The index in the kernel's answer is 0 once the device is gone.
-	if tcx := info.TCX(); tcx != nil && int(tcx.Ifindex) == a.Ifindex && ebpf.AttachType(tcx.AttachType) == kind {
+	if on, is := placeOf(info); on == a.Ifindex && is == kind {
 		err := l.Update(a.Program)
 		if err == nil {
 			return l, nil
@@ -187,6 +198,17 @@ func replacePinned(a Attach, kind ebpf.AttachType) (link.Link, error) {
 		}
 	}
 	return nil, errors.Join(os.Remove(a.Pin), l.Close())
+}
+
+// placeOf tells where an attachment is: its device, 0 if that is gone, and the side.
+func placeOf(info *link.Info) (ifindex int, kind ebpf.AttachType) {
+	if tcx := info.TCX(); tcx != nil {
+		return int(tcx.Ifindex), ebpf.AttachType(tcx.AttachType)
+	}
+	if xdp := info.XDP(); xdp != nil {
+		return int(xdp.Ifindex), ebpf.AttachXDP
+	}
+	return 0, 0
 }
 
 // Replace puts another program in the place of the attached one, in one step.
@@ -213,8 +235,8 @@ func (t *Attachment) alive(ifindex int) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("ask the attachment: %w", err)
 	}
-	tcx := info.TCX()
-	return tcx != nil && int(tcx.Ifindex) == ifindex, nil
+	on, _ := placeOf(info)
+	return on != 0 && on == ifindex, nil
 }
 
 // Close drops our handle. A pinned attachment stays, any other ends. Idempotent.

@@ -55,6 +55,8 @@ type Config struct {
 	// rules: what endpoints send there goes up the host pair and not straight to an
 	// uplink, with the source that it came with. It rules out masquerade.
 	StackRouting bool
+	// XDP loads the program of AttachXDP too.
+	XDP bool
 	// RouteAge is how long a way out that the node's routes have told is believed;
 	// 0: 5 s, up to 1 h. It is how late a change of routes is noticed that nobody
 	// has told by Bump.

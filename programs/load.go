@@ -33,6 +33,7 @@ var (
 	hookFromHost     = hook{"from_host", bpf.TableProgramPROGRAM_FROM_HOST, Ingress, bpf.LoadFromHost}
 	hookFromOverlay  = hook{"from_overlay", bpf.TableProgramPROGRAM_FROM_OVERLAY, Ingress, bpf.LoadFromOverlay}
 	hookFromDevice   = hook{"from_device", bpf.TableProgramPROGRAM_FROM_DEVICE, Ingress, bpf.LoadFromDevice}
+	hookXDP          = hook{"xdp_device", bpf.TableProgramPROGRAM_XDP, XDP, bpf.LoadXDP}
 )
 
 const (
@@ -169,6 +170,9 @@ func (d *Datapath) hooks(all block.Parts) []hook {
 	}
 	if all.Maps[bpf.TableMapFlows] != nil {
 		hooks = append(hooks, hookFromDevice)
+		if d.cfg.XDP {
+			hooks = append(hooks, hookXDP)
+		}
 	}
 	return hooks
 }

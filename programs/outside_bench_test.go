@@ -190,6 +190,89 @@ func BenchmarkOutside(b *testing.B) {
 	}
 }
 
+// BenchmarkEncapsulate prints what a packet costs that leaves with an outer header
+// of ours. It grows, so each is run once, with what that costs beside it.
+func BenchmarkEncapsulate(b *testing.B) {
+	r := outsideBench(b, conntrack.Config{Flows: conntrack.DefaultFlows}, 1)
+	require.NoError(b, r.ns.Do(func() error {
+		h, err := netlink.NewHandle()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		return h.NeighSet(&netlink.Neigh{LinkIndex: benchUplink, State: netlink.NUD_PERMANENT, IP: redNode.AsSlice(), HardwareAddr: []byte{2, 0, 0, 0, 9, 9}})
+	}))
+	require.NoError(b, r.dp.Bump())
+	empty, lookup := yardstick.Empty(b), yardstick.LookUp(b)
+	user := netip.MustParseAddr("203.0.113.5")
+	segment := func(src, dst netip.Addr, sport, dport uint16, flags uint8) []byte {
+		h := packet.TCP{SrcPort: sport, DstPort: dport, Flags: flags}
+		if flags&packet.ACK != 0 {
+			h.Ack = 1
+		}
+		return packet.Build(ether(blueHost, blueMAC), ip(src, dst, 255), h)
+	}
+	type path struct {
+		name, hook string
+		src, dst   netip.Addr
+		dport      uint16
+		limit      float64
+		times      []float64
+	}
+	all := []*path{
+		{name: "from_endpoint to overlay", hook: "from_endpoint", src: blue4, dst: red4, dport: 80, limit: 5},
+		{name: "NodePort to overlay", hook: "from_device", src: user, dst: ownNode, dport: 30001, limit: 6},
+	}
+	for _, x := range all {
+		require.NoError(b, r.ns.Do(func() error {
+			for _, flags := range []uint8{packet.SYN, packet.ACK, packet.ACK} {
+				if _, err := once(r.dp.Program(x.hook), segment(x.src, x.dst, 2000, x.dport, flags)); err != nil {
+					return err
+				}
+				flow, ok := r.flow(conntrack.TCP, x.src, 2000, x.dst, x.dport)
+				require.True(b, ok, x.name)
+				require.Equal(b, benchUplink, flow.Forward.SendsTo, "%s: it is ours to encapsulate", x.name)
+				back := r.overlayProgram(redNode, redIdentity, r.dp.Program("from_overlay"))
+				if _, err := once(back, segment(flow.Reply.Src.Addr(), flow.Reply.Dst.Addr(), flow.Reply.Src.Port(), flow.Reply.Dst.Port(), flags|packet.ACK)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	}
+	for b.Loop() {
+		var empties, lookups []float64
+		require.NoError(b, r.ns.Do(func() error {
+			for range 20_000 {
+				for _, x := range all {
+					ns, err := once(r.dp.Program(x.hook), segment(x.src, x.dst, 2000, x.dport, packet.ACK))
+					if err != nil {
+						return err
+					}
+					x.times = append(x.times, ns)
+				}
+				frame := segment(blue4, red4, 2000, 80, packet.ACK)
+				e, err := once(empty, frame)
+				if err != nil {
+					return err
+				}
+				l, err := once(lookup, frame)
+				if err != nil {
+					return err
+				}
+				empties, lookups = append(empties, e), append(lookups, l)
+			}
+			return nil
+		}))
+		l := middle(lookups) - middle(empties)
+		fmt.Fprintf(os.Stdout, "\n%-44s %8s %6s %6s   (L is %.1f ns, run once)\n", "established TCP, run once", "net ns", "L", "target", l)
+		for _, x := range all {
+			net := middle(x.times) - middle(empties)
+			fmt.Fprintf(os.Stdout, "%-44s %8.1f %6.2f %6.0f\n", x.name, net, net/l, x.limit)
+		}
+	}
+}
+
 // BenchmarkNewOutside prints what the first packet of a flow costs.
 func BenchmarkNewOutside(b *testing.B) {
 	empty, lookup := yardstick.Empty(b), yardstick.LookUp(b)

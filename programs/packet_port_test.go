@@ -142,14 +142,18 @@ func TestReservedPorts(t *testing.T) {
 		taken := map[string][]uint16{"TCP": {30001, 30003, 30004}, "UDP": {30002, 30006, 30007}}
 		for _, name := range []string{"TCP", "UDP"} {
 			d := dialogueOf(f, name)
-			for sport := uint16(30001); sport <= 30008; sport++ {
+			order := append([]uint16{30000, 30001, 30002, 30003, 30004, 30005, 30006, 30007, 30008}, taken[name]...)
+			for i, sport := range order {
+				if (i < 9) == slices.Contains(taken[name], sport) {
+					continue // the free ones first: whoever is moved must not come before them
+				}
 				as := mapped(t, r.inject(fromBlue, d.frame(0, f.blue, f.world, sport, d.dport)))
 				require.Equal(t, slices.Contains(taken[name], sport), as.Port() != sport, "%s %d", name, sport)
 				require.NotContains(t, taken[name], as.Port(), "%s %d", name, sport)
 			}
 			// All others are given away, and none of these.
 			seen := map[uint16]bool{}
-			for i := range uint16(64 - 8 + 2 - 10) {
+			for i := range uint16(64 - 9 - 9) {
 				as := mapped(t, r.inject(fromBlue, d.frame(0, f.blue, f.world, 40000+i, d.dport)))
 				require.NotContains(t, taken[name], as.Port())
 				require.False(t, seen[as.Port()], "twice")
@@ -271,7 +275,7 @@ func TestRangeOfOne(t *testing.T) {
 				closed++
 			}
 			open(fromBlue, f.blue, 1000)
-			r.expect(fromGreen, tcp(f.green, f.world, 1000, 80, packet.SYN), dropped("no port"))
+			require.Equal(t, verdictDrop, r.inject(fromGreen, tcp(f.green, f.world, 1000, 80, packet.SYN)).verdict)
 			end(fromBlue, f.blue, 1000)
 			require.Equal(t, 1, r.hints(), "its last packets may still come")
 			expire()
@@ -283,6 +287,30 @@ func TestRangeOfOne(t *testing.T) {
 			require.Equal(t, 1, r.hints())
 			require.Equal(t, 2, closed)
 		})
+	})
+}
+
+// One for whom there is no port changes nothing of those who have one.
+func TestNoPortTouchesNobody(t *testing.T) {
+	t.Parallel()
+	const first, last = 4444, 4447
+	cfg := func(*testing.T) rigConfig { return withPorts(first, last) }
+	eachUplink(t, cfg, func(t *testing.T, r *rig, f family, o outside) {
+		for _, name := range []string{"TCP", "UDP"} {
+			d := dialogueOf(f, name)
+			for sport := uint16(first); sport <= last; sport++ {
+				for step := range 3 {
+					if step%2 == 0 {
+						mapped(t, r.inject(fromBlue, d.frame(step, f.blue, f.world, sport, d.dport)))
+					} else {
+						mapped(t, r.inject(fromUp, d.frame(step, f.world, o.node, d.dport, sport)))
+					}
+				}
+			}
+			for i := range uint16(8) {
+				r.expect(fromGreen, d.frame(0, f.green, f.world, 1000+i, d.dport), dropped("no port"), name)
+			}
+		}
 	})
 }
 
@@ -336,15 +364,16 @@ func TestSearchIsShort(t *testing.T) {
 	const first, count, filled = 16384, 2048, count95
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	for name, reuse := range map[string]bool{"fresh": false, "with gaps": true} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			cfg := func(*testing.T) rigConfig {
-				c := withPorts(first, first+count-1)
-				c.flows.Flows, c.flows.Unconfirmed = 8192, 4096
-				return c
-			}
-			eachUplink(t, cfg, func(t *testing.T, r *rig, f family, o outside) {
+	cfg := func(*testing.T) rigConfig {
+		c := withPorts(first, first+count-1)
+		c.flows.Flows, c.flows.Unconfirmed = 8192, 4096
+		return c
+	}
+	eachUplink(t, cfg, func(t *testing.T, r *rig, f family, _ outside) {
+		for name, reuse := range map[string]bool{"fresh": false, "with gaps": true} {
+			t.Run(name, func(t *testing.T) {
+				r.as(t)
+				r.reset()
 				rnd := rand.New(rand.NewPCG(seed, 1))
 				ports := rnd.Perm(count)
 				var frames [][]byte
@@ -404,23 +433,11 @@ func TestSearchIsShort(t *testing.T) {
 				require.Equal(t, s.Found, all, "none took more than 64")
 				require.Greater(t, 2*(s.Tries[0]+s.Tries[1]+s.Tries[2]), s.Found, "the median is below 8")
 			})
-		})
-	}
+		}
+	})
 }
 
 const count95 = 2048 * 95 / 100
-
-// services is the rig's balancer.
-func (r *rig) services() *lb.Balancer {
-	r.t.Helper()
-	for _, b := range r.blocks {
-		if s, ok := b.(*lb.Balancer); ok {
-			return s
-		}
-	}
-	require.Fail(r.t, "no services")
-	return nil
-}
 
 // listenTCP has a socket of the node listen until the test ends.
 func (r *rig) listenTCP(at netip.AddrPort) {

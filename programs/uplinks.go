@@ -68,8 +68,10 @@ func (d *Datapath) AttachDevice(l Link, addrs ...netip.Addr) (err error) {
 	}
 	ifindex := uint32(l.Ifindex())
 	var have bpf.TableUplink
-	if err := d.uplinks.Lookup(ifindex, &have); err == nil && have == row {
-		return nil
+	if err := d.uplinks.Lookup(ifindex, &have); err == nil {
+		if row.Flags = have.Flags; have == row {
+			return nil
+		}
 	}
 	if err := d.uplinks.Put(ifindex, row); err != nil {
 		if errors.Is(err, unix.E2BIG) {
@@ -90,8 +92,57 @@ func (d *Datapath) DetachDevice(l Link) error {
 	if err := d.countUplinks(); err != nil {
 		return err
 	}
-	if err := d.detach(hookFromDevice, l.Ifindex()); err != nil {
+	if err := errors.Join(d.detach(hookXDP, l.Ifindex()), d.detach(hookFromDevice, l.Ifindex())); err != nil {
 		return fmt.Errorf("detach device %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+// AttachXDP puts a short cut before from_device on an uplink: packets that leave
+// the node again as soon as they have come, to a backend of a service that is on
+// another node and back from it, are sent by the driver before the kernel has
+// made anything of them. Only flows that have their verdict take it; those of
+// NodePorts with backends here, of the overlay and of masquerade do not.
+//
+// AttachDevice comes first, and does all of it where this can not be had: a
+// driver without XDP answers [ebpf.ErrNotSupported]. Between two uplinks packets
+// take it if both have it. What arrives must have its checksums: on a veth, a
+// neighbour namespace must not leave them to a device (ethtool -K tx off), and the
+// other end must take packets of XDP (ethtool -K gro on, or a program of XDP there).
+func (d *Datapath) AttachXDP(l Link) (err error) {
+	if d.programs[hookXDP.name] == nil {
+		return invalid.Errorf("attach XDP: the program is not loaded: set Config.XDP, and pass a conntrack.Table to Load")
+	}
+	ifindex := uint32(l.Ifindex())
+	var row bpf.TableUplink
+	if err := d.uplinks.Lookup(ifindex, &row); err != nil {
+		return fmt.Errorf("attach XDP to device %d: it is no uplink yet: call AttachDevice first: %w", ifindex, err)
+	}
+	if _, err := d.attach(hookXDP, l.Ifindex()); err != nil {
+		return fmt.Errorf("attach XDP to device %d: %w", ifindex, err)
+	}
+	if row.Flags&uint32(bpf.TableUplinkFlagUPLINK_XDP) != 0 {
+		return nil
+	}
+	row.Flags |= uint32(bpf.TableUplinkFlagUPLINK_XDP)
+	if err := d.uplinks.Put(ifindex, row); err != nil {
+		return errors.Join(fmt.Errorf("attach XDP to device %d: table %s: %w", ifindex, uplinksTable, err), d.detach(hookXDP, l.Ifindex()))
+	}
+	return nil
+}
+
+// DetachXDP takes it off again. Nil if it is not there.
+func (d *Datapath) DetachXDP(l Link) error {
+	ifindex := uint32(l.Ifindex())
+	var row bpf.TableUplink
+	if err := d.uplinks.Lookup(ifindex, &row); err == nil && row.Flags != 0 {
+		row.Flags = 0
+		if err := d.uplinks.Put(ifindex, row); err != nil {
+			return fmt.Errorf("detach XDP from device %d: table %s: %w", ifindex, uplinksTable, err)
+		}
+	}
+	if err := d.detach(hookXDP, l.Ifindex()); err != nil {
+		return fmt.Errorf("detach XDP from device %d: %w", ifindex, err)
 	}
 	return nil
 }

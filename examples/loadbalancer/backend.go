@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -79,21 +80,26 @@ func (b *backend) asked(family int) int {
 func ask(ctx context.Context, from devices.Namespace, to netip.AddrPort) (answer string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, probe.Timeout)
 	defer cancel()
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-			err = from.Do(func() error {
-				conn, err = new(net.Dialer).DialContext(ctx, network, addr)
-				return err
-			})
-			return conn, err
-		},
-	}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/", to), nil)
+	var conn net.Conn
+	err = from.Do(func() error {
+		conn, err = new(net.Dialer).DialContext(ctx, "tcp", to.String())
+		return err
+	})
 	if err != nil {
 		return "", err
 	}
-	response, err := client.Do(request)
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	request, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://%s/", to), nil)
+	if err != nil {
+		return "", err
+	}
+	request.Close = true
+	if err := request.Write(conn); err != nil {
+		return "", err
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), request)
 	if err != nil {
 		return "", err
 	}

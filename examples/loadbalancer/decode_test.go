@@ -87,10 +87,10 @@ func TestWrongText(t *testing.T) {
 // Of a service that has all it needs, something is wrong.
 func TestWrongService(t *testing.T) {
 	t.Parallel()
-	const fields = "algorithm, affinitySeconds, backends, denySources, frontends, name, onRemove, sourceRanges"
+	const fields = "affinitySeconds, algorithm, backends, denySources, frontends, name, onRemove, sourceRanges"
 	for more, want := range map[string]string{
-		`"frontend": []`:                          `there is no field "frontend": want ` + strings.Join(sorted(fields), ", "),
-		`"Algorithm": "maglev"`:                   `there is no field "Algorithm": want ` + strings.Join(sorted(fields), ", "),
+		`"frontend": []`:                          `there is no field "frontend": want ` + fields,
+		`"Algorithm": "maglev"`:                   `there is no field "Algorithm": want ` + fields,
 		`"algorithm": "maglev2"`:                  `algorithm: "maglev2": want random or maglev`,
 		`"algorithm": 1`:                          `algorithm: 1: want a text`,
 		`"name": "other"`:                         `name: it comes twice`,
@@ -107,26 +107,16 @@ func TestWrongService(t *testing.T) {
 	} {
 		text := fmt.Sprintf(`[{"name": "w", "frontends": [{"address": "203.0.113.1:80"}], "backends": [], %s}]`, more)
 		_, err := parseServices([]byte(text))
-		if strings.HasPrefix(more, `"name"`) {
-			require.EqualError(t, err, `service "other": `+want, more)
-			continue
-		}
 		require.EqualError(t, err, `service "w": `+want, more)
 	}
-}
-
-func sorted(list string) []string {
-	all := strings.Split(list, ", ")
-	all[0], all[1] = all[1], all[0] // affinitySeconds is before algorithm
-	return all
 }
 
 func TestWrongFrontend(t *testing.T) {
 	t.Parallel()
 	for front, want := range map[string]string{
-		`"203.0.113.1:80"`: `"203.0.113.1:80": want an object`,
-		`{}`:               `address: it is missing`,
-		`{"adress": "x"}`:  `there is no field "adress": want address, protocol, type`,
+		`"203.0.113.1:80"`:                                      `"203.0.113.1:80": want an object`,
+		`{}`:                                                    `address: it is missing`,
+		`{"adress": "x"}`:                                       `there is no field "adress": want address, protocol, type`,
 		`{"address": "203.0.113.1"}`:                            `address: "203.0.113.1": want ip:port, or [ip]:port`,
 		`{"address": "2001:db8::1:80"}`:                         `address: "2001:db8::1:80": want ip:port, or [ip]:port`,
 		`{"address": "example.org:80"}`:                         `address: "example.org:80": want ip:port, or [ip]:port`,
@@ -146,13 +136,13 @@ func TestWrongFrontend(t *testing.T) {
 func TestWrongBackend(t *testing.T) {
 	t.Parallel()
 	for back, want := range map[string]string{
-		`{"address": "192.0.2.1:1", "state": "dead"}`:   `state: "dead": want active, terminating, quarantined or maintenance`,
-		`{"address": "192.0.2.1:1", "weight": 0}`:       `weight: 0: want 1 to 65535; with "state": "maintenance" it gets nothing`,
-		`{"address": "192.0.2.1:1", "weight": 65536}`:   `weight: 65536: want 1 to 65535`,
-		`{"address": "192.0.2.1:1", "weight": "3"}`:     `weight: "3": want a whole number`,
-		`{"state": "active"}`:                           `address: it is missing`,
-		`{"address": "192.0.2.1:1", "zone": "a"}`:       `there is no field "zone": want address, state, weight`,
-		`{"address": "192.0.2.1:1", "address": "x:1"}`:  `address: it comes twice`,
+		`{"address": "192.0.2.1:1", "state": "dead"}`:    `state: "dead": want active, terminating, quarantined or maintenance`,
+		`{"address": "192.0.2.1:1", "weight": 0}`:        `weight: 0: want 1 to 65535; with "state": "maintenance" it gets nothing`,
+		`{"address": "192.0.2.1:1", "weight": 65536}`:    `weight: 65536: want 1 to 65535`,
+		`{"address": "192.0.2.1:1", "weight": "3"}`:      `weight: "3": want a whole number`,
+		`{"state": "active"}`:                            `address: it is missing`,
+		`{"address": "192.0.2.1:1", "zone": "a"}`:        `there is no field "zone": want address, state, weight`,
+		`{"address": "192.0.2.1:1", "address": "x:1"}`:   `address: it comes twice`,
 		`["` + strings.Repeat("a long text ", 10) + `"]`: `["a long text a long text a long text a …: want an object`,
 	} {
 		text := fmt.Sprintf(`[{"name": "w", "frontends": [], "backends": [%s]}]`, back)
@@ -200,7 +190,9 @@ func FuzzParseServices(f *testing.F) {
 		require.NoError(t, err)
 		back, err := decode(again)
 		require.NoError(t, err, "%s", again)
-		require.Equal(t, all, back)
+		written, err := json.Marshal(back)
+		require.NoError(t, err)
+		require.Equal(t, string(again), string(written))
 		reparsed, err := parseServices(again)
 		require.Equal(t, parseErr == nil, err == nil)
 		if err == nil {

@@ -12,6 +12,7 @@ package bpf
 //go:generate compile -no-global-types FromHost ../../programs/bpf/from_host.c
 //go:generate compile -no-global-types FromOverlay ../../programs/bpf/from_overlay.c
 //go:generate compile -no-global-types FromDevice ../../programs/bpf/from_device.c
+//go:generate compile -no-global-types XDP ../../programs/bpf/xdp.c
 //go:generate compile -no-global-types Expire ../../programs/bpf/expire.c
 //go:generate compile -no-global-types Socket ../../programs/bpf/socket.c
 //go:generate compile -no-global-types Destroy ../../programs/bpf/destroy.c

@@ -395,6 +395,7 @@ const (
 	TableProgramPROGRAM_FROM_HOST     TableProgram = 3
 	TableProgramPROGRAM_FROM_OVERLAY  TableProgram = 4
 	TableProgramPROGRAM_FROM_DEVICE   TableProgram = 5
+	TableProgramPROGRAM_XDP           TableProgram = 6
 	TableProgramPROGRAM_COUNT         TableProgram = 8
 )
 
@@ -491,7 +492,14 @@ type TableTuple struct {
 type TableUplink struct {
 	_     structs.HostLayout
 	Addrs [2]TableAddress
+	Flags uint32
 }
+
+type TableUplinkFlag uint32
+
+const (
+	TableUplinkFlagUPLINK_XDP TableUplinkFlag = 1
+)
 
 type TableVerdictFlag uint32
 
@@ -562,6 +570,7 @@ const (
 	TableVarPeerFlagNames     = "peer_flag_names"
 	TableVarProgramNames      = "program_names"
 	TableVarSocketEventNames  = "socket_event_names"
+	TableVarUplinkFlagNames   = "uplink_flag_names"
 	TableVarVerdictFlagNames  = "verdict_flag_names"
 )
 
@@ -666,6 +675,7 @@ type TableVariableSpecs struct {
 	PeerFlagNames     *ebpf.VariableSpec `ebpf:"peer_flag_names"`
 	ProgramNames      *ebpf.VariableSpec `ebpf:"program_names"`
 	SocketEventNames  *ebpf.VariableSpec `ebpf:"socket_event_names"`
+	UplinkFlagNames   *ebpf.VariableSpec `ebpf:"uplink_flag_names"`
 	VerdictFlagNames  *ebpf.VariableSpec `ebpf:"verdict_flag_names"`
 }
 
@@ -774,6 +784,7 @@ type TableVariables struct {
 	PeerFlagNames     *ebpf.Variable `ebpf:"peer_flag_names"`
 	ProgramNames      *ebpf.Variable `ebpf:"program_names"`
 	SocketEventNames  *ebpf.Variable `ebpf:"socket_event_names"`
+	UplinkFlagNames   *ebpf.Variable `ebpf:"uplink_flag_names"`
 	VerdictFlagNames  *ebpf.Variable `ebpf:"verdict_flag_names"`
 }
 

@@ -7,6 +7,7 @@
 enum drop_reason drop_reason_names SEC(".data.names");
 enum action action_names SEC(".data.names");
 enum program program_names SEC(".data.names");
+enum uplink_flag uplink_flag_names SEC(".data.names");
 enum nat_event nat_event_names SEC(".data.names");
 enum flow_event flow_event_names SEC(".data.names");
 enum identity identity_names SEC(".data.names");

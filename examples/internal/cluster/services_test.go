@@ -35,8 +35,13 @@ func serve(t *testing.T, ns devices.Namespace, at netip.AddrPort) {
 		return err
 	}))
 	var busy sync.WaitGroup
+	var open sync.Map // connections, some of which have lost their client
 	t.Cleanup(func() {
 		require.NoError(t, l.Close())
+		open.Range(func(conn, _ any) bool {
+			conn.(net.Conn).Close()
+			return true
+		})
 		busy.Wait()
 	})
 	busy.Go(func() {
@@ -45,7 +50,9 @@ func serve(t *testing.T, ns devices.Namespace, at netip.AddrPort) {
 			if err != nil {
 				return
 			}
+			open.Store(conn, nil)
 			busy.Go(func() {
+				defer open.Delete(conn)
 				defer conn.Close()
 				if _, err := fmt.Fprintln(conn, at, conn.RemoteAddr()); err == nil {
 					_, _ = io.Copy(conn, conn)

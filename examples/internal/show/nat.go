@@ -159,7 +159,7 @@ type PortUse struct {
 	Of       int        `json:"of,omitempty"` // how many there are, if that is known
 }
 
-// all are the ports, or identifiers, that there are.
+// allPorts are the ports, or identifiers, that there are.
 const allPorts = 1 << 16
 
 // PortUses reads them, the most used first. ports is how many the range has that

@@ -112,6 +112,30 @@ enum {
 	EHOSTUNREACH = 113,
 };
 
+#ifdef DATAPATH_XDP
+/*
+ * What is written for the packet of a tc program is compiled for that of an XDP
+ * program too: it goes by the same name, and has less.
+ */
+struct __sk_buff {
+	__u32 data;
+	__u32 data_end;
+	__u32 data_meta;
+	__u32 ifindex; /* that it came in by */
+	__u32 queue;
+	__u32 egress_ifindex;
+};
+#define packet_length(skb) ((skb)->data_end - (skb)->data)
+
+enum xdp_action {
+	XDP_ABORTED = 0,
+	XDP_DROP = 1,
+	XDP_PASS = 2,
+	XDP_TX = 3,
+};
+#else
+#define packet_length(skb) ((skb)->len)
+
 /* The packet as a tc program sees it; offsets are the kernel's ABI. */
 struct __sk_buff {
 	__u32 len;
@@ -150,6 +174,7 @@ struct __sk_buff {
 	__u8 reserved[3];
 	__u64 hwtstamp;
 };
+#endif
 
 /* What a program at a socket's system calls sees; offsets are the kernel's ABI. */
 struct bpf_sock {
@@ -223,7 +248,7 @@ enum {
 };
 
 enum {
-	BPF_FIB_LOOKUP_SKIP_NEIGH = 1 << 3, /* kernel 6.3 */
+	BPF_FIB_LOOKUP_SKIP_NEIGH = 1 << 2, /* kernel 6.3 */
 };
 
 enum {

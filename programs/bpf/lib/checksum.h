@@ -18,6 +18,17 @@ enum checksum_kind {
 	CHECKSUM_PARTIAL = 3,     /* only that of the pseudo-header does: a device, or nobody, adds the rest */
 };
 
+#ifdef DATAPATH_XDP
+/* Off the wire: all of it stands in the packet, and nobody has looked yet. */
+static __always_inline __u32 checksum_kind(__unused struct __sk_buff *ctx)
+{
+	return CHECKSUM_NONE;
+}
+
+static __always_inline void checksum_update(__unused struct __sk_buff *ctx, __unused __u32 diff)
+{
+}
+#else
 /* Fields of the kernel's packet that the context does not show. */
 struct sk_buff {
 	unsigned char *head;
@@ -75,6 +86,13 @@ static __always_inline int checksum_is_honest(struct __sk_buff *ctx, __u32 l4, _
 		return skb->csum_offset == __builtin_offsetof(struct icmphdr, check);
 	}
 }
+
+/* The kernel's sum over the packet follows a change, if it has one. */
+static __always_inline void checksum_update(struct __sk_buff *ctx, __u32 diff)
+{
+	bpf_csum_update(ctx, diff);
+}
+#endif
 
 static __always_inline __u16 checksum_fold(__u64 sum)
 {

@@ -17,15 +17,36 @@ enum device_result {
 	WAY_STACK = -1, /* the stack knows: it has the destination, or a device that is not ours */
 };
 
+static __always_inline void device_ask(const struct __sk_buff *skb, const struct packet *p, const struct decision *d, struct bpf_fib_lookup *fib)
+{
+	const __be32 *src = (const __be32 *)d->reply.daddr.bytes, *dst = (const __be32 *)d->reply.saddr.bytes;
+
+	if (p->family == 4) {
+		fib->family = AF_INET;
+		fib->ipv4_src = src[3];
+		fib->ipv4_dst = dst[3];
+	} else {
+		fib->family = AF_INET6;
+		for (int i = 0; i < 4; i++) {
+			fib->ipv6_src[i] = src[i];
+			fib->ipv6_dst[i] = dst[i];
+		}
+	}
+	fib->l4_protocol = p->tuple.protocol;
+	fib->sport = d->reply.dport;
+	fib->dport = d->reply.sport;
+	fib->mtu = 1; /* any length, so that the answer is the MTU */
+	fib->ifindex = node.host_ifindex ? node.host_ifindex : skb->ifindex;
+}
+
 /*
  * Asks the node's routes where the packet would go, as if its stack had it from
- * the host pair. Fills in device, next hop and MTU; a next hop whose address is
- * not resolved yet is resolved when the packet is sent.
+ * the host pair. Fills in device, next hop and MTU; a next hop whose link-layer
+ * address is not known yet is asked for when the packet is sent.
  */
 __global int device_find(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
 	struct bpf_fib_lookup fib = {};
-	const __be32 *src, *dst;
 	struct verdict *v;
 	long err;
 
@@ -34,29 +55,18 @@ __global int device_find(struct __sk_buff *skb, struct packet *p, struct decisio
 	v = &d->verdict;
 	if (stack_routing || !node.uplinks)
 		return WAY_STACK;
-	src = (const __be32 *)d->reply.daddr.bytes;
-	dst = (const __be32 *)d->reply.saddr.bytes;
-	if (p->family == 4) {
-		fib.family = AF_INET;
-		fib.ipv4_src = src[3];
-		fib.ipv4_dst = dst[3];
-	} else {
-		fib.family = AF_INET6;
-		for (int i = 0; i < 4; i++) {
-			fib.ipv6_src[i] = src[i];
-			fib.ipv6_dst[i] = dst[i];
+	device_ask(skb, p, d, &fib);
+	err = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	if (err == BPF_FIB_LKUP_RET_NO_NEIGH) {
+		/* Then the MTU is not told, unless it is asked for without. */
+		__builtin_memset(&fib, 0, sizeof(fib));
+		device_ask(skb, p, d, &fib);
+		err = bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
+		if (err == -EINVAL) { /* before 6.3 */
+			err = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+			fib.mtu = 0;
 		}
 	}
-	fib.l4_protocol = p->tuple.protocol;
-	fib.sport = d->reply.dport;
-	fib.dport = d->reply.sport;
-	fib.mtu = 1; /* any length, so that the answer is the MTU */
-	fib.ifindex = node.host_ifindex ? node.host_ifindex : skb->ifindex;
-	err = bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
-	if (err == -EINVAL) /* before 6.3: nor is the MTU told where the next hop is not resolved */
-		err = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
-	if (err == BPF_FIB_LKUP_RET_NO_NEIGH)
-		fib.mtu = 0;
 	if (err == BPF_FIB_LKUP_RET_UNSUPP_LWT)
 		return WAY_STACK;
 	/* What the stack would send after all, once it has a route again, would leave as it is. */
@@ -70,6 +80,8 @@ __global int device_find(struct __sk_buff *skb, struct packet *p, struct decisio
 	v->flags |= VERDICT_AGES;
 	v->oif = fib.ifindex;
 	v->mtu = fib.mtu;
+	__builtin_memcpy(v->dmac, fib.dmac, sizeof(v->dmac));
+	__builtin_memcpy(v->smac, fib.smac, sizeof(v->smac));
 	/* From the overlay: the place is taken by who has sent it. The kernel looks the next hop up then. */
 	if (!v->vni) {
 		if (fib.family == AF_INET)

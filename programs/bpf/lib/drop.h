@@ -14,7 +14,7 @@ static __always_inline void count(const struct __sk_buff *skb, __u32 program, __
 
 	if (m) {
 		m->packets++;
-		m->bytes += skb->len;
+		m->bytes += packet_length(skb);
 	}
 }
 

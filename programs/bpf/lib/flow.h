@@ -174,7 +174,7 @@ static __always_inline void flow_touch(struct flow *f, const struct __sk_buff *s
 {
 	f->last_seen = (__u32)bpf_jiffies64();
 	f->packets++;
-	f->bytes += skb->len;
+	f->bytes += packet_length(skb);
 	if (unlikely(p->tcp_flags & (TCP_FIN | TCP_RST)))
 		flow_note_end(p, f);
 }
@@ -471,7 +471,7 @@ static __always_inline int flow_write(struct __sk_buff *skb, struct packet *p, s
 	f->stage = FLOW_NEW;
 	f->seen = seen_of(p->tcp_flags);
 	f->packets = 1;
-	f->bytes = skb->len;
+	f->bytes = packet_length(skb);
 	f->verdict = d->verdict;
 	f->judged = d->epoch;
 	f->epoch = fresh ? f->judged : 0;
@@ -611,7 +611,7 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 		return 0;
 	first = !(f->seen & SEEN_PACKET);
 	f->packets++;
-	f->bytes += skb->len;
+	f->bytes += packet_length(skb);
 	f->seen |= seen_of(p->tcp_flags);
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
 		flow_note_end(p, f);

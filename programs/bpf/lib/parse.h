@@ -385,7 +385,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p, _
 		return DROP_TRUNCATED;
 	header = (__u32)(ip->version_ihl & 0xf) * 4;
 	total = ntohs(ip->tot_len);
-	if (ip->version_ihl >> 4 != 4 || header < sizeof(*ip) || total < header || total > skb->len - l3)
+	if (ip->version_ihl >> 4 != 4 || header < sizeof(*ip) || total < header || total > packet_length(skb) - l3)
 		return DROP_BAD_LENGTH;
 
 	address_from_ipv4(&p->tuple.saddr, ip->saddr);
@@ -496,7 +496,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p, _
 	if ((void *)(ip + 1) > packet_end(skb))
 		return DROP_TRUNCATED;
 	total = sizeof(*ip) + (__u32)ntohs(ip->payload_len);
-	if (ip->version_class >> 4 != 6 || total > skb->len - l3)
+	if (ip->version_class >> 4 != 6 || total > packet_length(skb) - l3)
 		return DROP_BAD_LENGTH;
 
 	address_from_ipv6(&p->tuple.saddr, ip->saddr);
@@ -514,7 +514,11 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p, _
 	p->dont_fragment = 1;
 
 	if (unlikely(ipv6_is_extension(p->tuple.protocol))) {
+#ifdef DATAPATH_XDP
+		int err = DROP_BAD_EXTENSION; /* none that an XDP program can look into */
+#else
 		int err = parse_ipv6_extensions(skb, p, l3);
+#endif
 
 		if (err || p->kind == PACKET_LATER_FRAGMENT)
 			return err;
@@ -524,6 +528,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p, _
 	return parse_transport(skb, p, l3 + total - p->l4);
 }
 
+#ifndef DATAPATH_XDP
 static __always_inline int parse_linear(struct __sk_buff *skb, struct packet *p)
 {
 	/* The kernel has taken the tag out of the frame: look where it is kept. */
@@ -565,3 +570,4 @@ static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *p)
 		err = parse_icmp_error(skb, p);
 	return err;
 }
+#endif

@@ -33,7 +33,7 @@ static __always_inline int rewrite_ttl(struct __sk_buff *skb, const struct packe
 		before = *(__u16 *)&ip->nexthdr;
 		ip->hop_limit--;
 		after = *(__u16 *)&ip->nexthdr;
-		bpf_csum_update(skb, (__u32)(__u16)~before + after);
+		checksum_update(skb, (__u32)(__u16)~before + after);
 	}
 	return DROP_NONE;
 }
@@ -110,7 +110,7 @@ static __always_inline int rewrite_tuple(struct __sk_buff *skb, const struct pac
 		ip->check = checksum_adjust(ip->check, v->addr_delta);
 		/* The header adds up to what it did; what is behind it, if it sums them up, has lost what the addresses have won. */
 		if (unlikely(kind == CHECKSUM_COMPLETE) && p->kind != PACKET_LATER_FRAGMENT && p->tuple.protocol != IPPROTO_ICMP)
-			bpf_csum_update(skb, (__u16)~v->addr_delta);
+			checksum_update(skb, (__u16)~v->addr_delta);
 	} else {
 		struct ipv6hdr *ip = packet_at(skb, ETH_HLEN);
 

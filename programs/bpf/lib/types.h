@@ -50,6 +50,7 @@ enum program {
 	PROGRAM_FROM_HOST = 3,
 	PROGRAM_FROM_OVERLAY = 4,
 	PROGRAM_FROM_DEVICE = 5,
+	PROGRAM_XDP = 6,
 	PROGRAM_COUNT = 8, /* room for the hooks to come */
 };
 
@@ -165,8 +166,13 @@ _Static_assert(sizeof(struct peer) == 28, "no hidden padding in a value");
 /* A way out of the node, by its interface. */
 struct uplink {
 	struct address addrs[2]; /* IPv4, IPv6: what leaves in the node's name has it; all zero: none */
+	__u32 flags; /* enum uplink_flag */
 };
-_Static_assert(sizeof(struct uplink) == 32, "no hidden padding in a value");
+_Static_assert(sizeof(struct uplink) == 36, "no hidden padding in a value");
+
+enum uplink_flag {
+	UPLINK_XDP = 1, /* takes packets from an XDP program */
+};
 
 #define NAT_WORDS 1024
 
@@ -193,7 +199,7 @@ enum verdict_flag {
 	VERDICT_DECREMENT_TTL = 1,
 	VERDICT_NO_PEER_REDIRECT = 2,
 	VERDICT_TRANSLATE = 4, /* the packet goes on under the reverse of the entry's peer */
-	VERDICT_AGES = 8,      /* found by the node's routes, which change without telling us */
+	VERDICT_AGES = 8,      /* found by the node's routes, which change without telling us; the MACs, if any, are those of the next hop */
 	VERDICT_ENCAPSULATE = 16, /* to the overlay: the outer header is ours to write, and oif is the uplink; dmac has the gateway, if there is one */
 };
 
