@@ -108,7 +108,7 @@ func (d *Datapath) DetachDevice(l Link) error {
 // driver without XDP answers [ebpf.ErrNotSupported]. Between two uplinks packets
 // take it if both have it. What arrives must have its checksums: on a veth, a
 // neighbour namespace must not leave them to a device (ethtool -K tx off), and the
-// other end must take packets of XDP (ethtool -K gro on, or a program of XDP there).
+// other end needs a program of XDP too, or it does not wake up for what is sent.
 func (d *Datapath) AttachXDP(l Link) (err error) {
 	if d.programs[hookXDP.name] == nil {
 		return invalid.Errorf("attach XDP: the program is not loaded: set Config.XDP, and pass a conntrack.Table to Load")

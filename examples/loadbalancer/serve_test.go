@@ -222,6 +222,42 @@ func (o *office) asked(n int) bool {
 	return found
 }
 
+// What the file says beside addresses is what happens.
+func TestSettings(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	s := o.service(4, o.backends...)
+	s.Frontends[0].Address, s.Frontends[0].Type = "0.0.0.0:30080", "NodePort"
+	s.Frontends[1].Address, s.Frontends[1].Type = "0.0.0.0:30080", "NodePort"
+	s.Algorithm, s.AffinitySeconds = "maglev", 60
+	s.SourceRanges, s.DenySources = []string{o.far.Addr4().String() + "/32"}, true
+	drained := o.service(6, o.backends...)
+	drained.OnRemove = "drain"
+	o.write(s, drained)
+	r := o.start()
+	o.until(r.lines, "Balancing")
+	for _, a := range []netip.Addr{o.vips[0], o.balancer.Addr4()} {
+		to := netip.AddrPortFrom(a, 30080)
+		_, err := o.near.ProbeTCP(to, 1000)
+		require.NoError(t, err)
+		_, err = o.near.ProbeUDP(to, 8000)
+		require.NoError(t, err, "in fragments")
+		_, err = o.far.ProbeTCP(to, 1000)
+		require.Error(t, err, "it is denied")
+	}
+	conn, err := o.far.DialTCP(netip.AddrPortFrom(o.vips[1], 80))
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, converse(t.Context(), conn))
+	drained.Backends = nil
+	o.write(s, drained)
+	require.Contains(t, o.until(r.lines, "services.json"), "]:9000 is draining")
+	require.NoError(t, converse(t.Context(), conn), "it may end in peace")
+	_, err = o.far.DialTCP(netip.AddrPortFrom(o.vips[1], 80))
+	require.ErrorIs(t, err, unix.ECONNREFUSED, "there is nobody for new ones")
+	o.end(r)
+}
+
 // One that was killed goes on, and the next takes over.
 func TestTakeOver(t *testing.T) {
 	t.Parallel()

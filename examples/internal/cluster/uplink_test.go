@@ -3,9 +3,11 @@
 package cluster
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/examples/internal/probe"
+	"github.com/godatapath/datapath/lb"
 )
 
 // routeAge is short, so that no test waits for long.
@@ -245,10 +248,11 @@ func requireDrops(t *testing.T, n *Node, reason string) {
 // choose which, also when they change.
 func TestTwoUplinks(t *testing.T) {
 	t.Parallel()
-	inEachMode(t, "two", Config{Endpoints: 1, RouteAge: routeAge}, func(t *testing.T, c *Cluster) {
+	inEachMode(t, "two", Config{Endpoints: 1, Services: 1, RouteAge: routeAge}, func(t *testing.T, c *Cluster) {
 		n := c.Nodes[0]
 		e := n.Endpoints[0]
 		a := addUplink(t, c, n)
+		serveAll(t, c)
 		first, second := tap(t, c.underlay), tap(t, a.ns)
 		for f, family := range families {
 			own := []netip.Addr{n.Addrs[f].Addr(), secondAddrs[f].Addr()}
@@ -264,6 +268,24 @@ func TestTwoUplinks(t *testing.T) {
 			_, seen := there.Asked()
 			require.Equal(t, own[1], seen)
 			trace(t, e, there.Addr().Addr(), n.Gateway(family), there.Addr().Addr())
+
+			// A NodePort there is reached, and who has asked is answered by the way that leads to him.
+			asked := netip.AddrPortFrom(own[1], 31001)
+			for _, at := range c.Endpoints() {
+				require.NoError(t, n.Services.SetService(lb.Service{
+					Name: fmt.Sprint("port", family), Frontends: []lb.Frontend{{Addr: asked, Type: lb.NodePort}}, Backends: backends(family, at),
+				}))
+				conn, err := dialFrom(t.Context(), a.ns, from(there.Addr().Addr()), asked)
+				require.NoError(t, err)
+				require.Equal(t, at.Addr(family), conn.server.Addr())
+				if at.Node == n {
+					require.Equal(t, there.Addr().Addr(), conn.seen.Addr())
+				} else {
+					require.Equal(t, seenFor(n, family), conn.seen.Addr())
+				}
+				require.NoError(t, conn.ask("how are you?"))
+				require.NoError(t, conn.Close())
+			}
 
 			// The second router takes over the outside.
 			const port = 7000
@@ -289,7 +311,7 @@ func TestTwoUplinks(t *testing.T) {
 		}
 		require.Positive(t, first.requireNoLeak(t, c))
 		for _, p := range second.packets(t) {
-			for _, one := range append(append([]netip.Prefix{}, n.PodCIDRs...), routerAddrs...) {
+			for _, one := range append(slices.Clone(n.PodCIDRs), routerAddrs...) {
 				require.False(t, one.Masked().Contains(p.Src.Addr()), "%s to %s", p.Src, p.Dst)
 			}
 		}

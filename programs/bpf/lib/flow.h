@@ -40,6 +40,16 @@ static __always_inline int flow_is_aged(const struct flow *f)
 	return (f->verdict.flags & VERDICT_AGES) && (__u32)bpf_jiffies64() - f->found > route_age;
 }
 
+/* Now, or so long ago that it is looked at again at once: the next hop was not known yet. */
+static __always_inline __u32 flow_found(const struct verdict *v)
+{
+	__u32 now = (__u32)bpf_jiffies64();
+
+	if (v->action == ACTION_TO_DEVICE && !v->smac[0] && !v->smac[1] && !v->smac[2] && !v->smac[3] && !v->smac[4] && !v->smac[5])
+		return now - route_age;
+	return now;
+}
+
 /* The whole question of the fast path: may the cached verdict be used as it is? */
 static __always_inline int flow_is_settled(const struct flow *f, __u32 iif, const struct packet *p)
 {
@@ -433,7 +443,7 @@ static __always_inline int flow_write(struct __sk_buff *skb, struct packet *p, s
 	slot = flow_take_slot(&p->tuple, &evicted);
 	f->last_seen = (__u32)bpf_jiffies64();
 	f->created = f->last_seen;
-	f->found = f->last_seen;
+	f->found = flow_found(&d->verdict);
 	f->peer = p->tuple;
 	f->flags = FLOW_REPLY;
 	nat_note(&p->tuple, d);
@@ -532,7 +542,7 @@ __global int flow_judge_again(struct tuple *t, struct decision *d)
 	if (!f)
 		return 0;
 	if (!__builtin_memcmp(&f->verdict, &d->verdict, sizeof(d->verdict))) {
-		f->found = (__u32)bpf_jiffies64();
+		f->found = flow_found(&d->verdict);
 		f->judged = d->epoch;
 		return 0;
 	}
@@ -543,7 +553,7 @@ __global int flow_judge_again(struct tuple *t, struct decision *d)
 	*copy = *f;
 	copy->verdict = d->verdict;
 	copy->judged = d->epoch;
-	copy->found = (__u32)bpf_jiffies64();
+	copy->found = flow_found(&d->verdict);
 	/* Expiry takes a mark back when it sees that we are here: do not keep it. */
 	if (copy->stage != FLOW_DEAD)
 		bpf_map_update_elem(&flows, t, copy, BPF_EXIST);
