@@ -189,8 +189,10 @@ func (b *Balancer) read() (found map[string]*kept, stray *rows, err error) {
 			continue // a set has one owner
 		}
 		k.rows.frontends[key] = row
-		f := Frontend{Addr: goAddrPort(key.Addr, key.Port), Protocol: Protocol(key.Protocol), Type: FrontendType(row.Type)}
-		k.spec.Frontends = append(k.spec.Frontends, f)
+		if key.Scope == uint8(bpf.TableFrontendScopeSCOPE_ALL) {
+			f := Frontend{Addr: goAddrPort(key.Addr, key.Port), Protocol: Protocol(key.Protocol), Type: FrontendType(row.Type)}
+			k.spec.Frontends = append(k.spec.Frontends, f)
+		}
 		k.rows.addrs[key.Addr] = false // whose it is, the Config tells
 		sets[row.Set] = k
 		b.lastSet = max(b.lastSet, row.Set)
@@ -246,6 +248,7 @@ func (b *Balancer) read() (found map[string]*kept, stray *rows, err error) {
 	for _, k := range found {
 		k.spec.Frontends = withoutPlaces(k.spec.Frontends)
 		sortSpec(&k.spec)
+		k.spec.SourceRanges = slices.Compact(k.spec.SourceRanges) // those of two sets
 	}
 	return found, all, nil
 }
@@ -272,7 +275,7 @@ func withoutPlaces(all []Frontend) []Frontend {
 func specOf(i bpf.TableServiceInfo) Service {
 	return Service{
 		Name: text(i.Name[:]), Algorithm: Algorithm(i.Maglev), Affinity: seconds(i.AffinitySeconds), External: Policy(i.ExternalLocal),
-		Internal: Policy(i.InternalLocal), DenySources: i.Deny != 0, NoBackend: NoBackend(1 - i.Reject), OnRemove: Removal(i.OnRemove),
+		Internal: Policy(i.InternalLocal), DenySources: i.Deny != 0, NoBackend: NoBackend(1 - i.Reject), OnRemove: Removal(i.OnRemove), Direct: i.Direct != 0,
 	}
 }
 

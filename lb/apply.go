@@ -70,7 +70,7 @@ type addrUse struct{ all, owned int }
 func (u addrUse) row() bpf.TableFrontend {
 	row := bpf.TableFrontend{Type: uint8(bpf.TableFrontendTypeFRONTEND_ADDRESS)}
 	if u.owned > 0 {
-		row.Flags = uint8(bpf.TableFrontendFlagFRONTEND_OWNED)
+		row.Flags = uint16(bpf.TableFrontendFlagFRONTEND_OWNED)
 	}
 	return row
 }

@@ -53,36 +53,68 @@ func (c *compiler) compile(id uint32, s Service) (*compiled, error) {
 		out.members[memberKey(id, b.Addr)] = memberOf(b, out.backends[b.Addr])
 	}
 	sets := map[Policy]bpf.TableFrontend{} // what all frontends of a policy have
-	withRanges := uint32(0)                // the set of those that look at them
+	withRanges := map[uint32]bool{}        // the sets of those that look at them
+	rowOf := func(f Frontend, policy Policy) (bpf.TableFrontend, error) {
+		row, ok := sets[policy]
+		if !ok {
+			var err error
+			if row, err = c.choice(out, s, policy); err != nil {
+				return row, err
+			}
+			sets[policy] = row
+		}
+		row.Type = uint8(f.Type)
+		if f.Type == ClusterIP {
+			return row, nil
+		}
+		if len(s.SourceRanges) > 0 {
+			row.Flags |= uint16(bpf.TableFrontendFlagFRONTEND_RANGES)
+			withRanges[row.Set] = true
+		}
+		if s.Direct {
+			row.Flags |= uint16(bpf.TableFrontendFlagFRONTEND_DIRECT)
+		}
+		return row, nil
+	}
 	for _, f := range s.Frontends {
 		policy := Cluster // Service.External is for clients from outside
 		if f.Type == ClusterIP {
 			policy = s.Internal
 		}
-		row, ok := sets[policy]
-		if !ok {
-			var err error
-			if row, err = c.choice(out, s, policy); err != nil {
+		row, err := rowOf(f, policy)
+		if err != nil {
+			return nil, err
+		}
+		var outside *bpf.TableFrontend
+		if f.Type != ClusterIP && s.External != Cluster {
+			own, err := rowOf(f, s.External)
+			if err != nil {
 				return nil, err
 			}
-			sets[policy] = row
-		}
-		row.Type = uint8(f.Type)
-		if f.Type != ClusterIP && len(s.SourceRanges) > 0 {
-			row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_RANGES)
-			withRanges = row.Set
-		}
-		if withRanges == 0 {
-			withRanges = row.Set // so that they are known again after a restart
+			outside = &own
+			row.Flags |= uint16(bpf.TableFrontendFlagFRONTEND_SCOPED)
 		}
 		for _, at := range c.places(f) {
-			out.frontends[frontendKey(at, f.Protocol)] = row
+			key := frontendKey(at, f.Protocol)
+			out.frontends[key] = row
+			if outside != nil {
+				key.Scope = uint8(bpf.TableFrontendScopeSCOPE_OUTSIDE)
+				out.frontends[key] = *outside
+			}
 			addr := wire.Addr(at.Addr())
 			out.addrs[addr] = out.addrs[addr] || c.ownsAddress(f.Type, at.Addr())
 		}
 	}
-	for _, p := range s.SourceRanges {
-		out.ranges[rangeKey(withRanges, p)] = 1
+	if len(withRanges) == 0 {
+		for _, row := range sets {
+			withRanges[row.Set] = true // so that they are known again after a restart
+			break
+		}
+	}
+	for set := range withRanges {
+		for _, p := range s.SourceRanges {
+			out.ranges[rangeKey(set, p)] = 1
+		}
 	}
 	return out, nil
 }
@@ -96,20 +128,20 @@ func (c *compiler) ownsAddress(t FrontendType, addr netip.Addr) bool {
 func (c *compiler) choice(out *compiled, s Service, policy Policy) (bpf.TableFrontend, error) {
 	row := bpf.TableFrontend{Service: out.id, Set: c.set(), Affinity: c.clock.Of(s.Affinity)}
 	if s.NoBackend == Reject {
-		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_REJECT)
+		row.Flags |= uint16(bpf.TableFrontendFlagFRONTEND_REJECT)
 	}
 	if s.DenySources {
-		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_DENY)
+		row.Flags |= uint16(bpf.TableFrontendFlagFRONTEND_DENY)
 	}
 	if policy == Local {
-		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_LOCAL)
+		row.Flags |= uint16(bpf.TableFrontendFlagFRONTEND_LOCAL)
 	}
 	all, state := c.candidates(out, s, policy)
 	if state == Terminating {
-		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_LAST)
+		row.Flags |= uint16(bpf.TableFrontendFlagFRONTEND_LAST)
 	}
 	if s.Algorithm == Maglev {
-		row.Flags |= uint8(bpf.TableFrontendFlagFRONTEND_MAGLEV)
+		row.Flags |= uint16(bpf.TableFrontendFlagFRONTEND_MAGLEV)
 		if len(all) > c.cfg.MaglevSize {
 			return row, invalid.Errorf("%d backends in a Maglev table of %d slots: make Config.MaglevSize a hundred times as large", len(all), c.cfg.MaglevSize)
 		}
@@ -211,6 +243,9 @@ func infoOf(s Service) bpf.TableServiceInfo {
 	}
 	if s.DenySources {
 		i.Deny = 1
+	}
+	if s.Direct {
+		i.Direct = 1
 	}
 	copy(i.Name[:], s.Name)
 	return i

@@ -224,6 +224,13 @@ type Service struct {
 	SourceRanges []netip.Prefix
 	DenySources  bool
 	NoBackend    NoBackend
+	// Direct has backends on other nodes answer clients from outside themselves, with
+	// the address that was asked, and see the clients' own addresses. The nodes must
+	// route the endpoints' packets as they are: through an overlay there is no such
+	// way, and these backends are reached and answer as without it. The first packets
+	// of a flow are longer by 8 bytes, of IPv6 by 24, and the network between the
+	// nodes must not drop IP options. Frontends of type ClusterIP are not concerned.
+	Direct bool
 	// OnRemove is for backends that a SetService or Sync leaves out, and for all of
 	// them when the service goes. Then Drain is Reset: without its frontends no
 	// flow can go on.

@@ -18,7 +18,7 @@ import (
 
 // schema is raised when an entry that was written before must not be read as it
 // is.
-const schema = 2
+const schema = 3
 
 // tables are those of the services, in the order in which they are written.
 type tables struct {

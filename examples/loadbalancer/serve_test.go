@@ -81,7 +81,7 @@ func (o *office) write(all ...Service) {
 
 // running is a balancer in a process of its own.
 type running struct {
-	cmd   *exec.Cmd
+	cmd   *exec.Cmd // killed before long, so that a test that waits for it fails
 	lines *bufio.Scanner
 	errs  *bufio.Scanner
 }
@@ -96,7 +96,11 @@ func (o *office) start(args ...string) *running {
 	require.NoError(o.t, err)
 	r.lines, r.errs = bufio.NewScanner(out), bufio.NewScanner(errs)
 	require.NoError(o.t, r.cmd.Start())
-	o.t.Cleanup(func() { _ = r.cmd.Process.Kill() })
+	impatience := time.AfterFunc(time.Minute, func() { _ = r.cmd.Process.Kill() })
+	o.t.Cleanup(func() {
+		impatience.Stop()
+		_ = r.cmd.Process.Kill()
+	})
 	return r
 }
 
@@ -249,7 +253,7 @@ func TestSettings(t *testing.T) {
 	require.NoError(t, err)
 	defer conn.Close()
 	require.NoError(t, converse(t.Context(), conn))
-	drained.Backends = nil
+	drained.Backends = []Backend{}
 	o.write(s, drained)
 	require.Contains(t, o.until(r.lines, "services.json"), "]:9000 is draining")
 	require.NoError(t, converse(t.Context(), conn), "it may end in peace")

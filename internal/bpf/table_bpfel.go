@@ -110,6 +110,7 @@ const (
 	TableDropReasonDROP_SERVICE_CHANGED    TableDropReason = 54
 	TableDropReasonDROP_NO_ROOM            TableDropReason = 55
 	TableDropReasonDROP_NO_ADDRESS         TableDropReason = 56
+	TableDropReasonDROP_BAD_FRONTEND       TableDropReason = 57
 	TableDropReasonDROP_COUNT              TableDropReason = 64
 )
 
@@ -233,8 +234,8 @@ type TableFrontend struct {
 	Count    uint32
 	Affinity uint32
 	Type     uint8
-	Flags    uint8
-	Reserved uint16
+	Reserved uint8
+	Flags    uint16
 }
 
 type TableFrontendFlag uint32
@@ -247,6 +248,8 @@ const (
 	TableFrontendFlagFRONTEND_OWNED  TableFrontendFlag = 16
 	TableFrontendFlagFRONTEND_LOCAL  TableFrontendFlag = 32
 	TableFrontendFlagFRONTEND_LAST   TableFrontendFlag = 64
+	TableFrontendFlagFRONTEND_SCOPED TableFrontendFlag = 128
+	TableFrontendFlagFRONTEND_DIRECT TableFrontendFlag = 256
 )
 
 type TableFrontendKey struct {
@@ -254,8 +257,15 @@ type TableFrontendKey struct {
 	Addr     TableAddress
 	Port     uint16
 	Protocol uint8
-	Reserved uint8
+	Scope    uint8
 }
+
+type TableFrontendScope uint32
+
+const (
+	TableFrontendScopeSCOPE_ALL     TableFrontendScope = 0
+	TableFrontendScopeSCOPE_OUTSIDE TableFrontendScope = 1
+)
 
 type TableFrontendType uint32
 
@@ -409,7 +419,8 @@ type TableServiceInfo struct {
 	Reject          uint8
 	Deny            uint8
 	OnRemove        uint8
-	Reserved        [2]uint8
+	Direct          uint8
+	Reserved        uint8
 }
 
 type TableSlot struct {
@@ -508,6 +519,8 @@ const (
 	TableVerdictFlagVERDICT_NO_PEER_REDIRECT TableVerdictFlag = 2
 	TableVerdictFlagVERDICT_TRANSLATE        TableVerdictFlag = 4
 	TableVerdictFlagVERDICT_AGES             TableVerdictFlag = 8
+	TableVerdictFlagVERDICT_DIRECT           TableVerdictFlag = 32
+	TableVerdictFlagVERDICT_FRONTEND         TableVerdictFlag = 64
 	TableVerdictFlagVERDICT_ENCAPSULATE      TableVerdictFlag = 16
 )
 
@@ -523,55 +536,56 @@ type TableWay struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	TableMapAffinities        = "affinities"
-	TableMapBackends          = "backends"
-	TableMapEndpointAttached  = "endpoint_attached"
-	TableMapEndpointByAddr    = "endpoint_by_addr"
-	TableMapEndpointByIfindex = "endpoint_by_ifindex"
-	TableMapFlowEvents        = "flow_events"
-	TableMapFlowRing          = "flow_ring"
-	TableMapFlows             = "flows"
-	TableMapFragmentsSeen     = "fragments_seen"
-	TableMapFrontends         = "frontends"
-	TableMapMaglev            = "maglev"
-	TableMapMetrics           = "metrics"
-	TableMapNatEvents         = "nat_events"
-	TableMapNatHints          = "nat_hints"
-	TableMapNodeAddresses     = "node_addresses"
-	TableMapPeers             = "peers"
-	TableMapServiceInfos      = "service_infos"
-	TableMapServiceMembers    = "service_members"
-	TableMapServiceSlots      = "service_slots"
-	TableMapSocketEvents      = "socket_events"
-	TableMapSocketPeers       = "socket_peers"
-	TableMapSocketRequests    = "socket_requests"
-	TableMapSocketTargets     = "socket_targets"
-	TableMapSourceRanges      = "source_ranges"
-	TableMapUnmasqueraded     = "unmasqueraded"
-	TableMapUplinks           = "uplinks"
-	TableMapWays              = "ways"
-	TableVarActionNames       = "action_names"
-	TableVarAffinityKindNames = "affinity_kind_names"
-	TableVarDropReasonNames   = "drop_reason_names"
-	TableVarEndpointFlagNames = "endpoint_flag_names"
-	TableVarFlowEventNames    = "flow_event_names"
-	TableVarFlowFlagNames     = "flow_flag_names"
-	TableVarFlowRingHead      = "flow_ring_head"
-	TableVarFlowSeenNames     = "flow_seen_names"
-	TableVarFlowStageNames    = "flow_stage_names"
-	TableVarFrontendFlagNames = "frontend_flag_names"
-	TableVarFrontendTypeNames = "frontend_type_names"
-	TableVarIdentityNames     = "identity_names"
-	TableVarMemberStateNames  = "member_state_names"
-	TableVarNatEventNames     = "nat_event_names"
-	TableVarNode              = "node"
-	TableVarPassLayout        = "pass_layout"
-	TableVarPassModeNames     = "pass_mode_names"
-	TableVarPeerFlagNames     = "peer_flag_names"
-	TableVarProgramNames      = "program_names"
-	TableVarSocketEventNames  = "socket_event_names"
-	TableVarUplinkFlagNames   = "uplink_flag_names"
-	TableVarVerdictFlagNames  = "verdict_flag_names"
+	TableMapAffinities         = "affinities"
+	TableMapBackends           = "backends"
+	TableMapEndpointAttached   = "endpoint_attached"
+	TableMapEndpointByAddr     = "endpoint_by_addr"
+	TableMapEndpointByIfindex  = "endpoint_by_ifindex"
+	TableMapFlowEvents         = "flow_events"
+	TableMapFlowRing           = "flow_ring"
+	TableMapFlows              = "flows"
+	TableMapFragmentsSeen      = "fragments_seen"
+	TableMapFrontends          = "frontends"
+	TableMapMaglev             = "maglev"
+	TableMapMetrics            = "metrics"
+	TableMapNatEvents          = "nat_events"
+	TableMapNatHints           = "nat_hints"
+	TableMapNodeAddresses      = "node_addresses"
+	TableMapPeers              = "peers"
+	TableMapServiceInfos       = "service_infos"
+	TableMapServiceMembers     = "service_members"
+	TableMapServiceSlots       = "service_slots"
+	TableMapSocketEvents       = "socket_events"
+	TableMapSocketPeers        = "socket_peers"
+	TableMapSocketRequests     = "socket_requests"
+	TableMapSocketTargets      = "socket_targets"
+	TableMapSourceRanges       = "source_ranges"
+	TableMapUnmasqueraded      = "unmasqueraded"
+	TableMapUplinks            = "uplinks"
+	TableMapWays               = "ways"
+	TableVarActionNames        = "action_names"
+	TableVarAffinityKindNames  = "affinity_kind_names"
+	TableVarDropReasonNames    = "drop_reason_names"
+	TableVarEndpointFlagNames  = "endpoint_flag_names"
+	TableVarFlowEventNames     = "flow_event_names"
+	TableVarFlowFlagNames      = "flow_flag_names"
+	TableVarFlowRingHead       = "flow_ring_head"
+	TableVarFlowSeenNames      = "flow_seen_names"
+	TableVarFlowStageNames     = "flow_stage_names"
+	TableVarFrontendFlagNames  = "frontend_flag_names"
+	TableVarFrontendScopeNames = "frontend_scope_names"
+	TableVarFrontendTypeNames  = "frontend_type_names"
+	TableVarIdentityNames      = "identity_names"
+	TableVarMemberStateNames   = "member_state_names"
+	TableVarNatEventNames      = "nat_event_names"
+	TableVarNode               = "node"
+	TableVarPassLayout         = "pass_layout"
+	TableVarPassModeNames      = "pass_mode_names"
+	TableVarPeerFlagNames      = "peer_flag_names"
+	TableVarProgramNames       = "program_names"
+	TableVarSocketEventNames   = "socket_event_names"
+	TableVarUplinkFlagNames    = "uplink_flag_names"
+	TableVarVerdictFlagNames   = "verdict_flag_names"
 )
 
 // LoadTable returns the embedded CollectionSpec for Table.
@@ -655,28 +669,29 @@ type TableMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TableVariableSpecs struct {
-	ActionNames       *ebpf.VariableSpec `ebpf:"action_names"`
-	AffinityKindNames *ebpf.VariableSpec `ebpf:"affinity_kind_names"`
-	DropReasonNames   *ebpf.VariableSpec `ebpf:"drop_reason_names"`
-	EndpointFlagNames *ebpf.VariableSpec `ebpf:"endpoint_flag_names"`
-	FlowEventNames    *ebpf.VariableSpec `ebpf:"flow_event_names"`
-	FlowFlagNames     *ebpf.VariableSpec `ebpf:"flow_flag_names"`
-	FlowRingHead      *ebpf.VariableSpec `ebpf:"flow_ring_head"`
-	FlowSeenNames     *ebpf.VariableSpec `ebpf:"flow_seen_names"`
-	FlowStageNames    *ebpf.VariableSpec `ebpf:"flow_stage_names"`
-	FrontendFlagNames *ebpf.VariableSpec `ebpf:"frontend_flag_names"`
-	FrontendTypeNames *ebpf.VariableSpec `ebpf:"frontend_type_names"`
-	IdentityNames     *ebpf.VariableSpec `ebpf:"identity_names"`
-	MemberStateNames  *ebpf.VariableSpec `ebpf:"member_state_names"`
-	NatEventNames     *ebpf.VariableSpec `ebpf:"nat_event_names"`
-	Node              *ebpf.VariableSpec `ebpf:"node"`
-	PassLayout        *ebpf.VariableSpec `ebpf:"pass_layout"`
-	PassModeNames     *ebpf.VariableSpec `ebpf:"pass_mode_names"`
-	PeerFlagNames     *ebpf.VariableSpec `ebpf:"peer_flag_names"`
-	ProgramNames      *ebpf.VariableSpec `ebpf:"program_names"`
-	SocketEventNames  *ebpf.VariableSpec `ebpf:"socket_event_names"`
-	UplinkFlagNames   *ebpf.VariableSpec `ebpf:"uplink_flag_names"`
-	VerdictFlagNames  *ebpf.VariableSpec `ebpf:"verdict_flag_names"`
+	ActionNames        *ebpf.VariableSpec `ebpf:"action_names"`
+	AffinityKindNames  *ebpf.VariableSpec `ebpf:"affinity_kind_names"`
+	DropReasonNames    *ebpf.VariableSpec `ebpf:"drop_reason_names"`
+	EndpointFlagNames  *ebpf.VariableSpec `ebpf:"endpoint_flag_names"`
+	FlowEventNames     *ebpf.VariableSpec `ebpf:"flow_event_names"`
+	FlowFlagNames      *ebpf.VariableSpec `ebpf:"flow_flag_names"`
+	FlowRingHead       *ebpf.VariableSpec `ebpf:"flow_ring_head"`
+	FlowSeenNames      *ebpf.VariableSpec `ebpf:"flow_seen_names"`
+	FlowStageNames     *ebpf.VariableSpec `ebpf:"flow_stage_names"`
+	FrontendFlagNames  *ebpf.VariableSpec `ebpf:"frontend_flag_names"`
+	FrontendScopeNames *ebpf.VariableSpec `ebpf:"frontend_scope_names"`
+	FrontendTypeNames  *ebpf.VariableSpec `ebpf:"frontend_type_names"`
+	IdentityNames      *ebpf.VariableSpec `ebpf:"identity_names"`
+	MemberStateNames   *ebpf.VariableSpec `ebpf:"member_state_names"`
+	NatEventNames      *ebpf.VariableSpec `ebpf:"nat_event_names"`
+	Node               *ebpf.VariableSpec `ebpf:"node"`
+	PassLayout         *ebpf.VariableSpec `ebpf:"pass_layout"`
+	PassModeNames      *ebpf.VariableSpec `ebpf:"pass_mode_names"`
+	PeerFlagNames      *ebpf.VariableSpec `ebpf:"peer_flag_names"`
+	ProgramNames       *ebpf.VariableSpec `ebpf:"program_names"`
+	SocketEventNames   *ebpf.VariableSpec `ebpf:"socket_event_names"`
+	UplinkFlagNames    *ebpf.VariableSpec `ebpf:"uplink_flag_names"`
+	VerdictFlagNames   *ebpf.VariableSpec `ebpf:"verdict_flag_names"`
 }
 
 // TableObjects contains all objects after they have been loaded into the kernel.
@@ -764,28 +779,29 @@ func (m *TableMaps) Close() error {
 //
 // It can be passed to LoadTableObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TableVariables struct {
-	ActionNames       *ebpf.Variable `ebpf:"action_names"`
-	AffinityKindNames *ebpf.Variable `ebpf:"affinity_kind_names"`
-	DropReasonNames   *ebpf.Variable `ebpf:"drop_reason_names"`
-	EndpointFlagNames *ebpf.Variable `ebpf:"endpoint_flag_names"`
-	FlowEventNames    *ebpf.Variable `ebpf:"flow_event_names"`
-	FlowFlagNames     *ebpf.Variable `ebpf:"flow_flag_names"`
-	FlowRingHead      *ebpf.Variable `ebpf:"flow_ring_head"`
-	FlowSeenNames     *ebpf.Variable `ebpf:"flow_seen_names"`
-	FlowStageNames    *ebpf.Variable `ebpf:"flow_stage_names"`
-	FrontendFlagNames *ebpf.Variable `ebpf:"frontend_flag_names"`
-	FrontendTypeNames *ebpf.Variable `ebpf:"frontend_type_names"`
-	IdentityNames     *ebpf.Variable `ebpf:"identity_names"`
-	MemberStateNames  *ebpf.Variable `ebpf:"member_state_names"`
-	NatEventNames     *ebpf.Variable `ebpf:"nat_event_names"`
-	Node              *ebpf.Variable `ebpf:"node"`
-	PassLayout        *ebpf.Variable `ebpf:"pass_layout"`
-	PassModeNames     *ebpf.Variable `ebpf:"pass_mode_names"`
-	PeerFlagNames     *ebpf.Variable `ebpf:"peer_flag_names"`
-	ProgramNames      *ebpf.Variable `ebpf:"program_names"`
-	SocketEventNames  *ebpf.Variable `ebpf:"socket_event_names"`
-	UplinkFlagNames   *ebpf.Variable `ebpf:"uplink_flag_names"`
-	VerdictFlagNames  *ebpf.Variable `ebpf:"verdict_flag_names"`
+	ActionNames        *ebpf.Variable `ebpf:"action_names"`
+	AffinityKindNames  *ebpf.Variable `ebpf:"affinity_kind_names"`
+	DropReasonNames    *ebpf.Variable `ebpf:"drop_reason_names"`
+	EndpointFlagNames  *ebpf.Variable `ebpf:"endpoint_flag_names"`
+	FlowEventNames     *ebpf.Variable `ebpf:"flow_event_names"`
+	FlowFlagNames      *ebpf.Variable `ebpf:"flow_flag_names"`
+	FlowRingHead       *ebpf.Variable `ebpf:"flow_ring_head"`
+	FlowSeenNames      *ebpf.Variable `ebpf:"flow_seen_names"`
+	FlowStageNames     *ebpf.Variable `ebpf:"flow_stage_names"`
+	FrontendFlagNames  *ebpf.Variable `ebpf:"frontend_flag_names"`
+	FrontendScopeNames *ebpf.Variable `ebpf:"frontend_scope_names"`
+	FrontendTypeNames  *ebpf.Variable `ebpf:"frontend_type_names"`
+	IdentityNames      *ebpf.Variable `ebpf:"identity_names"`
+	MemberStateNames   *ebpf.Variable `ebpf:"member_state_names"`
+	NatEventNames      *ebpf.Variable `ebpf:"nat_event_names"`
+	Node               *ebpf.Variable `ebpf:"node"`
+	PassLayout         *ebpf.Variable `ebpf:"pass_layout"`
+	PassModeNames      *ebpf.Variable `ebpf:"pass_mode_names"`
+	PeerFlagNames      *ebpf.Variable `ebpf:"peer_flag_names"`
+	ProgramNames       *ebpf.Variable `ebpf:"program_names"`
+	SocketEventNames   *ebpf.Variable `ebpf:"socket_event_names"`
+	UplinkFlagNames    *ebpf.Variable `ebpf:"uplink_flag_names"`
+	VerdictFlagNames   *ebpf.Variable `ebpf:"verdict_flag_names"`
 }
 
 // TablePrograms contains all programs after they have been loaded into the kernel.

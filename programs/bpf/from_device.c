@@ -40,6 +40,27 @@ static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const 
 	return (d->flags & DECISION_REFUSE) && !refuse(skb, p) ? answer(skb) : TCX_DROP;
 }
 
+/* Into an endpoint: what another node says of the answers, now or at the first packet. */
+static __always_inline int answer_as(struct __sk_buff *skb, struct packet *p, const struct flow *f, struct decision *d)
+{
+	if (!with_nat || !with_services || d->verdict.action != ACTION_TO_ENDPOINT || (d->verdict.flags & VERDICT_TRANSLATE))
+		return DROP_NONE;
+	if (f && (f->verdict.flags & VERDICT_FRONTEND)) {
+		d->verdict.flags |= VERDICT_FRONTEND;
+		d->verdict.remote = f->verdict.remote;
+		d->verdict.vni = f->verdict.vni;
+	}
+	return direct_take(skb, p, &d->verdict);
+}
+
+/* Is the backend's node told what was asked? When a flow begins, and when it fits. */
+static __always_inline int tells(const struct __sk_buff *skb, const struct packet *p, const struct flow *f, const struct decision *d)
+{
+	if (!with_nat || !(d->verdict.flags & VERDICT_DIRECT) || p->kind != PACKET_PLAIN || skb->gso_size)
+		return 0;
+	return !f || p->l3_len + direct_len(p->family) <= d->verdict.mtu;
+}
+
 static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
 	struct flow *f = NULL;
@@ -58,13 +79,22 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 			return drop(skb, HOOK, (__u32)err);
 		if (d->verdict.action == ACTION_PASS)
 			return TCX_NEXT;
+		err = answer_as(skb, p, f, d);
+		if (err)
+			return drop(skb, HOOK, (__u32)err);
 	}
 	err = send_check(skb, p, &d->verdict);
+	if (!err && tells(skb, p, f, d))
+		err = p->l3_len + direct_len(p->family) > d->verdict.mtu ? DROP_TOO_BIG : DROP_NONE;
 	if (err) {
 		drop(skb, HOOK, (__u32)err);
+		if (d->verdict.flags & VERDICT_DIRECT)
+			d->verdict.mtu -= (__u16)direct_len(p->family);
 		return icmp_answer(skb, p, err, d->verdict.mtu, SPEAKER_UPLINK) ? TCX_DROP : answer(skb);
 	}
 	err = path_remember(skb, p, f, decided, d);
+	if (!err && tells(skb, p, f, d))
+		err = direct_tell(skb, p);
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
 	return send_decided(skb, p, d, HOOK);
@@ -94,7 +124,7 @@ int from_device(struct __sk_buff *skb)
 	if (!with_flows)
 		return TCX_NEXT;
 	if (with_overlay && overlay_read(skb, &from))
-		return shortcut(skb, &from, HOOK);
+		return shortcut(skb, &from, &p, HOOK);
 	/* What is no sound packet is none of ours. */
 	if (packet_parse(skb, &p) || p.kind == PACKET_NEIGHBOUR)
 		return TCX_NEXT;

@@ -4,6 +4,7 @@
  * from_endpoint: tcx ingress of an endpoint's host-side device. All that a
  * workload sends comes here first; one program serves all endpoints.
  */
+#define SENDS_ANSWERS 1
 #include "lib/bpf.h"
 #include "lib/checksum.h"
 #include "lib/config.h"

@@ -18,6 +18,7 @@ enum flow_stage flow_stage_names SEC(".data.names");
 enum flow_flag flow_flag_names SEC(".data.names");
 enum flow_seen flow_seen_names SEC(".data.names");
 enum pass_mode pass_mode_names SEC(".data.names");
+enum frontend_scope frontend_scope_names SEC(".data.names");
 enum frontend_type frontend_type_names SEC(".data.names");
 enum frontend_flag frontend_flag_names SEC(".data.names");
 enum member_state member_state_names SEC(".data.names");

@@ -88,7 +88,8 @@ enum {
 	BPF_F_TUNINFO_IPV6 = 1,    /* bpf_skb_{get,set}_tunnel_key */
 	BPF_F_ZERO_CSUM_TX = 2,    /* bpf_skb_set_tunnel_key */
 	BPF_F_PSEUDO_HDR = 1 << 4, /* bpf_l4_csum_replace */
-	BPF_ADJ_ROOM_MAC = 1,      /* bpf_skb_adjust_room, mode */
+	BPF_ADJ_ROOM_NET = 0,      /* bpf_skb_adjust_room, mode */
+	BPF_ADJ_ROOM_MAC = 1,
 	BPF_F_ADJ_ROOM_FIXED_GSO = 1 << 0,
 	BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 = 1 << 1,
 	BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 = 1 << 2,

@@ -8,6 +8,7 @@
 #include "bpf.h"
 #include "config.h"
 #include "parse.h"
+#include "scratch.h"
 #include "tables.h"
 #include "types.h"
 
@@ -39,32 +40,22 @@ static __always_inline void device_ask(const struct __sk_buff *skb, const struct
 	fib->ifindex = node.host_ifindex ? node.host_ifindex : skb->ifindex;
 }
 
-/*
- * Asks the node's routes where the packet would go, as if its stack had it from
- * the host pair. Fills in device, next hop and MTU; a next hop whose link-layer
- * address is not known yet is asked for when the packet is sent.
- */
-__global int device_find(struct __sk_buff *skb, struct packet *p, struct decision *d)
+/* Fills in device, next hop and MTU. */
+static __always_inline int device_choose(struct __sk_buff *skb, const struct packet *p, struct decision *d, struct bpf_fib_lookup *fib)
 {
-	struct bpf_fib_lookup fib = {};
-	struct verdict *v;
+	struct verdict *v = &d->verdict;
 	long err;
 
-	if (!p || !d)
-		return DROP_NO_ROUTE;
-	v = &d->verdict;
-	if (stack_routing || !node.uplinks)
-		return WAY_STACK;
-	device_ask(skb, p, d, &fib);
-	err = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	device_ask(skb, p, d, fib);
+	err = bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
 	if (err == BPF_FIB_LKUP_RET_NO_NEIGH) {
 		/* Then the MTU is not told, unless it is asked for without. */
-		__builtin_memset(&fib, 0, sizeof(fib));
-		device_ask(skb, p, d, &fib);
-		err = bpf_fib_lookup(skb, &fib, sizeof(fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
+		__builtin_memset(fib, 0, sizeof(*fib));
+		device_ask(skb, p, d, fib);
+		err = bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
 		if (err == -EINVAL) { /* before 6.3 */
-			err = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
-			fib.mtu = 0;
+			err = bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
+			fib->mtu = 0;
 		}
 	}
 	if (err == BPF_FIB_LKUP_RET_UNSUPP_LWT)
@@ -74,22 +65,44 @@ __global int device_find(struct __sk_buff *skb, struct packet *p, struct decisio
 		return with_masquerade ? DROP_NO_ROUTE : WAY_STACK;
 	if (err != BPF_FIB_LKUP_RET_SUCCESS && err != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return DROP_NO_ROUTE;
-	if (!bpf_map_lookup_elem(&uplinks, &fib.ifindex))
+	if (!bpf_map_lookup_elem(&uplinks, &fib->ifindex))
 		return WAY_STACK;
 	v->action = ACTION_TO_DEVICE;
 	v->flags |= VERDICT_AGES;
-	v->oif = fib.ifindex;
-	v->mtu = fib.mtu;
-	__builtin_memcpy(v->dmac, fib.dmac, sizeof(v->dmac));
-	__builtin_memcpy(v->smac, fib.smac, sizeof(v->smac));
+	v->oif = fib->ifindex;
+	v->mtu = fib->mtu;
+	__builtin_memcpy(v->dmac, fib->dmac, sizeof(v->dmac));
+	__builtin_memcpy(v->smac, fib->smac, sizeof(v->smac));
 	/* From the overlay: the place is taken by who has sent it. The kernel looks the next hop up then. */
 	if (!v->vni) {
-		if (fib.family == AF_INET)
-			address_from_ipv4(&v->remote, fib.ipv4_dst);
+		if (fib->family == AF_INET)
+			address_from_ipv4(&v->remote, fib->ipv4_dst);
 		else
-			address_from_ipv6(&v->remote, fib.ipv6_dst);
+			address_from_ipv6(&v->remote, fib->ipv6_dst);
 	}
 	return WAY_OUT;
+}
+
+/*
+ * Asks the node's routes where the packet would go, as if its stack had it from
+ * the host pair. A next hop whose link-layer address is not known yet is asked for
+ * when the packet is sent.
+ */
+__global int device_find(struct __sk_buff *skb, struct packet *p, struct decision *d)
+{
+	struct scratch *s;
+	int err;
+
+	if (!p || !d)
+		return DROP_NO_ROUTE;
+	if (stack_routing || !node.uplinks)
+		return WAY_STACK;
+	s = scratch_take_empty(sizeof(struct bpf_fib_lookup));
+	if (!s)
+		return DROP_NO_ROOM;
+	err = device_choose(skb, p, d, (struct bpf_fib_lookup *)s->bytes);
+	scratch_give_back(s);
+	return err;
 }
 
 /* What leaves by the uplink in the node's name has this address; NULL: none of that family. */

@@ -170,6 +170,8 @@ __global int flow_note_end(struct packet *p, struct flow *f)
 		return 0;
 	f->seen |= seen_of(p->tcp_flags);
 	other = flow_lookup(&f->peer);
+	if (other && (f->verdict.flags & VERDICT_DIRECT)) /* its end is not seen from here */
+		other->seen |= f->seen & SEEN_FIN;
 	if (!other || !flow_is_closing(f, other))
 		return 0;
 	original = f->flags & FLOW_REPLY ? f->peer : p->tuple;
@@ -317,7 +319,12 @@ static __always_inline struct flow *flow_claim_orphan(const struct tuple *t)
 	return NULL;
 }
 
-_Static_assert(sizeof(struct flow) <= SCRATCH_SIZE, "a flow is written in the scratch room");
+/* A flow as it is made. */
+struct flow_draft {
+	struct flow flow;
+	struct tuple evicted; /* whose place it takes */
+};
+_Static_assert(sizeof(struct flow_draft) <= SCRATCH_SIZE, "it is made in the scratch room");
 
 /* So many source ports are tried for a flow whose answers would be taken for another's. */
 #define FLOW_PORT_TRIES 32
@@ -431,16 +438,15 @@ static __always_inline int flow_yield(const struct tuple *original, struct decis
  * each with the other for its reply; both look closely at their next packet,
  * which confirms.
  */
-static __always_inline int flow_write(struct __sk_buff *skb, struct packet *p, struct decision *d, struct flow *f)
+static __always_inline int flow_write(struct __sk_buff *skb, struct packet *p, struct decision *d, struct flow_draft *draft)
 {
-	struct tuple evicted;
-	struct flow *other;
+	struct flow *f = &draft->flow, *other;
 	__be16 port;
 	__u32 slot;
 	int fresh;
 	long err;
 
-	slot = flow_take_slot(&p->tuple, &evicted);
+	slot = flow_take_slot(&p->tuple, &draft->evicted);
 	f->last_seen = (__u32)bpf_jiffies64();
 	f->created = f->last_seen;
 	f->found = flow_found(&d->verdict);
@@ -455,7 +461,7 @@ static __always_inline int flow_write(struct __sk_buff *skb, struct packet *p, s
 	}
 	port = d->reply.dport;
 	err = flow_insert_reply(skb, &p->tuple, &d->reply, f, d->flags);
-	if (err == -E2BIG && flow_make_room(&p->tuple, &evicted))
+	if (err == -E2BIG && flow_make_room(&p->tuple, &draft->evicted))
 		err = flow_insert_reply(skb, &p->tuple, &d->reply, f, d->flags);
 	if (port != d->reply.dport) {
 		nat_note(&p->tuple, d);
@@ -484,7 +490,8 @@ static __always_inline int flow_write(struct __sk_buff *skb, struct packet *p, s
 	f->bytes = packet_length(skb);
 	f->verdict = d->verdict;
 	f->judged = d->epoch;
-	f->epoch = fresh ? f->judged : 0;
+	/* The answers that would confirm it do not come this way: its next packet does. */
+	f->epoch = fresh && !(f->verdict.flags & VERDICT_DIRECT) ? f->judged : 0;
 	f->slot = slot;
 	err = bpf_map_update_elem(&flows, &p->tuple, f, BPF_NOEXIST);
 	if (err == -EEXIST && flow_is_orphan(&p->tuple) && flow_claim_orphan(&p->tuple)) {
@@ -516,13 +523,13 @@ __global int flow_create(struct __sk_buff *skb, struct packet *p, struct decisio
 
 	if (!p || !d)
 		return DROP_NONE;
-	s = scratch_take_empty(sizeof(struct flow));
+	s = scratch_take_empty(sizeof(struct flow_draft));
 	if (!s) {
 		flow_count(FLOW_FAILED);
 		nat_note(&p->tuple, d);
 		return d->verdict.flags & VERDICT_TRANSLATE ? DROP_FLOWS_FULL : DROP_NONE;
 	}
-	err = flow_write(skb, p, d, (struct flow *)s->bytes);
+	err = flow_write(skb, p, d, (struct flow_draft *)s->bytes);
 	scratch_give_back(s);
 	return err;
 }
@@ -644,7 +651,10 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 		}
 	} else if (f->stage == FLOW_NEW) {
 		other = flow_lookup(&f->peer);
-		if (other && (other->seen & SEEN_PACKET)) {
+		if (other && (f->verdict.flags & VERDICT_DIRECT)) {
+			if (!(p->tcp_flags & (TCP_SYN | TCP_RST)))
+				flow_confirm(f, other, &p->tuple);
+		} else if (other && (other->seen & SEEN_PACKET)) {
 			/* A refusal is a reply too, and nothing can be said to it. */
 			if ((p->tcp_flags & TCP_SYN) || flow_is_closing(f, other) || !flow_is_answer(skb, p, other))
 				f->epoch = 0; /* what confirms is still to come */

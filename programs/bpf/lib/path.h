@@ -9,6 +9,7 @@
 
 #include "bpf.h"
 #include "config.h"
+#include "direct.h"
 #include "drop.h"
 #include "flow.h"
 #include "fragment.h"
@@ -84,6 +85,10 @@ static __always_inline int path_translate(struct packet *p, struct flow *f, stru
 		f = NULL;
 	if (f)
 		d->flags |= f->flags & FLOW_REPLY ? DECISION_REPLY : DECISION_KNOWN;
+	if (f && (f->verdict.flags & VERDICT_DIRECT))
+		d->flags |= DECISION_DIRECT;
+	if (with_nat && f && direct_is_answer(f))
+		d->flags |= DECISION_FRONTEND;
 	if (with_services && (who || f))
 		return service_translate(p, f, d, who);
 	if (f)
@@ -122,6 +127,8 @@ static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p
 		return flow_create(skb, p, d);
 	if (!decided) {
 		nat_note(&p->tuple, d);
+		if (with_nat && (d->flags & DECISION_FRONTEND))
+			direct_note(p, d);
 		flow_judge_again(&p->tuple, d);
 		f = flow_lookup(&p->tuple);
 	}

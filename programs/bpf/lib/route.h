@@ -254,6 +254,10 @@ static __always_inline int route_to_backend(struct __sk_buff *skb, struct packet
 	if (!peer) {
 		if (device_find(skb, p, d) != WAY_OUT)
 			return DROP_NO_ROUTE;
+		if (d->flags & DECISION_DIRECT) {
+			d->verdict.flags |= VERDICT_DIRECT;
+			return DROP_NONE;
+		}
 		source = device_address(d->verdict.oif, p->family);
 	}
 	if (!source || address_is_zero(source))

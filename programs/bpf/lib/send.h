@@ -4,11 +4,17 @@
 
 #include "bpf.h"
 #include "config.h"
+#include "direct.h"
 #include "drop.h"
 #include "encapsulate.h"
 #include "parse.h"
 #include "rewrite.h"
 #include "types.h"
+
+/* Only what comes from an endpoint can be the answer to who has asked at another node. */
+#ifndef SENDS_ANSWERS
+#define SENDS_ANSWERS 0
+#endif
 
 /*
  * May the packet leave as it is? DROP_NONE, DROP_TTL_EXCEEDED or DROP_TOO_BIG.
@@ -127,7 +133,8 @@ static __always_inline int send(struct __sk_buff *skb, const struct packet *p, c
 	if (v->flags & VERDICT_DECREMENT_TTL)
 		err = rewrite_ttl(skb, p);
 	if (with_translation && (v->flags & VERDICT_TRANSLATE) && !err)
-		err = rewrite_tuple(skb, p, v, reply);
+		err = SENDS_ANSWERS && with_nat && unlikely(v->flags & VERDICT_FRONTEND) ? direct_rewrite(skb, (struct packet *)p, (struct verdict *)v, (struct tuple *)reply) :
+									  rewrite_tuple(skb, p, v, reply);
 	if (unlikely(err))
 		return drop(skb, program, (__u32)err);
 

@@ -194,6 +194,13 @@ __global int service_choose(struct service_work *w)
 			return err;
 		if (w->outside && w->frontend.type == FRONTEND_CLUSTER_IP)
 			return SERVICE_NONE;
+		if (w->outside && (w->frontend.flags & FRONTEND_SCOPED)) {
+			w->key.scope = SCOPE_OUTSIDE;
+			err = service_read(w);
+			w->key.scope = SCOPE_ALL;
+			if (err != SERVICE_CHOSEN)
+				continue;
+		}
 		/* Before anything is remembered of the client. */
 		if ((w->client.kind & AFFINITY_ADDRESS) && !service_takes(w, &w->client.client))
 			return DROP_SOURCE_RANGE;

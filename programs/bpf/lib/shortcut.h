@@ -37,26 +37,26 @@ static __always_inline int shortcut_leads_there(const struct flow *f, const stru
 	return f->verdict.action == ACTION_TO_ENDPOINT && sender_is_known(f, from);
 }
 
-static __always_inline int shortcut(struct __sk_buff *skb, const struct sender *from, __u32 program)
+/* p: room for what is inside */
+static __always_inline int shortcut(struct __sk_buff *skb, const struct sender *from, struct packet *p, __u32 program)
 {
-	struct packet p;
 	struct flow *f;
 	int settled;
 
-	if (shortcut_parse(skb, &p) || p.kind != PACKET_PLAIN)
+	if (shortcut_parse(skb, p) || p->kind != PACKET_PLAIN)
 		return TCX_NEXT;
-	f = flow_lookup(&p.tuple);
-	if (!f || !shortcut_leads_there(f, from) || send_check(skb, &p, &f->verdict))
+	f = flow_lookup(&p->tuple);
+	if (!f || !shortcut_leads_there(f, from) || send_check(skb, p, &f->verdict))
 		return TCX_NEXT;
 	/* What would come from the overlay device comes from here. */
-	settled = flow_is_settled(f, node.overlay_ifindex, &p);
-	if (!settled && !path_goes_on(node.overlay_ifindex, &p, f))
+	settled = flow_is_settled(f, node.overlay_ifindex, p);
+	if (!settled && !path_goes_on(node.overlay_ifindex, p, f))
 		return TCX_NEXT;
-	if (overlay_strip(skb, &p))
+	if (overlay_strip(skb, p))
 		return drop(skb, program, DROP_REWRITE_FAILED);
 	if (likely(settled))
-		flow_touch(f, skb, &p);
+		flow_touch(f, skb, p);
 	else
-		flow_track(skb, &p, f);
-	return send(skb, &p, &f->verdict, &f->peer, program);
+		flow_track(skb, p, f);
+	return send(skb, p, &f->verdict, &f->peer, program);
 }

@@ -127,7 +127,7 @@ static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socke
 	w->key.addr = to->addr;
 	w->key.port = to->port;
 	w->key.protocol = (__u8)ctx->protocol;
-	w->key.reserved = 0;
+	w->key.scope = SCOPE_ALL;
 	w->client.kind = AFFINITY_COOKIE;
 	__builtin_memset(&w->client.client, 0, sizeof(w->client.client));
 	*(__u32 *)&w->client.client.bytes[8] = (__u32)(netns >> 32);

@@ -29,7 +29,7 @@ static __always_inline void service_key(struct service_work *w, const struct add
 	w->key.addr = *to;
 	w->key.port = port;
 	w->key.protocol = protocol;
-	w->key.reserved = 0;
+	w->key.scope = SCOPE_ALL;
 	if (!with_overlay || bpf_map_lookup_elem(&frontends, &w->key))
 		return;
 	__builtin_memset(&w->key.addr, 0, sizeof(w->key.addr));
@@ -80,7 +80,7 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 	w->key.addr = p->tuple.daddr;
 	w->key.port = 0;
 	w->key.protocol = 0;
-	w->key.reserved = 0;
+	w->key.scope = SCOPE_ALL;
 	at = bpf_map_lookup_elem(&frontends, &w->key);
 	if (!at && who == CLIENT_OUTSIDE)
 		return DROP_NONE;
@@ -116,6 +116,8 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 		return err;
 	d->reply.saddr = w->backend.addr;
 	d->reply.sport = w->backend.port;
+	if (w->outside && (w->frontend.flags & FRONTEND_DIRECT))
+		d->flags |= DECISION_DIRECT;
 	/* To itself: from its own address it would not take it, nor send the answer to us. */
 	if (address_is_equal(&w->backend.addr, &p->tuple.saddr))
 		d->reply.daddr = p->family == 4 ? config_address(&hairpin_ipv4) : config_address(&hairpin_ipv6);

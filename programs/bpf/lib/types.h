@@ -110,6 +110,7 @@ enum drop_reason {
 	DROP_SERVICE_CHANGED = 54,      /* a service changed again and again while it was looked at */
 	DROP_NO_ROOM = 55,              /* all pieces of this CPU's scratch room are in use */
 	DROP_NO_ADDRESS = 56,           /* the way out of the node has no address that the packet could leave with */
+	DROP_BAD_FRONTEND = 57,         /* another node says that it is from a frontend which the backend does not serve */
 	DROP_COUNT = 64,
 };
 
@@ -200,6 +201,8 @@ enum verdict_flag {
 	VERDICT_NO_PEER_REDIRECT = 2,
 	VERDICT_TRANSLATE = 4, /* the packet goes on under the reverse of the entry's peer */
 	VERDICT_AGES = 8,      /* found by the node's routes, which change without telling us; the MACs, if any, are those of the next hop */
+	VERDICT_DIRECT = 32,   /* the backend answers past us: the first packets tell it as whom */
+	VERDICT_FRONTEND = 64, /* into an endpoint: remote and vni are the address and port that the answers have; of the answers: they do */
 	VERDICT_ENCAPSULATE = 16, /* to the overlay: the outer header is ours to write, and oif is the uplink; dmac has the gateway, if there is one */
 };
 
@@ -225,6 +228,8 @@ enum decision_flag {
 	DECISION_KNOWN = 4,  /* the packet is of a flow that is there, and of its originator */
 	DECISION_REPLY = 8,  /* the same, of the other side */
 	DECISION_OWN_PORT = 16, /* the flow gets a source port of the node */
+	DECISION_DIRECT = 32,   /* a backend on another node is to answer past us */
+	DECISION_FRONTEND = 64, /* answers that have the address of a frontend on another node */
 };
 
 /*
@@ -329,9 +334,14 @@ struct frontend_key {
 	struct address addr;
 	__be16 port;
 	__u8 protocol;
-	__u8 reserved;
+	__u8 scope; /* enum frontend_scope */
 };
 _Static_assert(sizeof(struct frontend_key) == 20, "no hidden padding in a key");
+
+enum frontend_scope {
+	SCOPE_ALL = 0,
+	SCOPE_OUTSIDE = 1, /* for clients from outside, beside the row for all */
+};
 
 enum frontend_type {
 	FRONTEND_CLUSTER_IP = 1,
@@ -350,6 +360,8 @@ enum frontend_flag {
 	FRONTEND_OWNED = 16,   /* of an address: all of it is the services', else a node has it too */
 	FRONTEND_LOCAL = 32,   /* leads to backends of this node only */
 	FRONTEND_LAST = 64,    /* leads to terminating backends: there are no others */
+	FRONTEND_SCOPED = 128, /* clients from outside have a row of their own */
+	FRONTEND_DIRECT = 256, /* backends on other nodes answer the client themselves */
 };
 
 /*
@@ -362,8 +374,8 @@ struct frontend {
 	__u32 count;    /* slots of the set; 0: no backend can be chosen */
 	__u32 affinity; /* how long a client stays with its backend, in jiffies; 0: not at all */
 	__u8 type;      /* enum frontend_type */
-	__u8 flags;     /* enum frontend_flag */
-	__u16 reserved;
+	__u8 reserved;
+	__u16 flags;    /* enum frontend_flag */
 };
 _Static_assert(sizeof(struct frontend) == 20, "no hidden padding in a value");
 
@@ -425,7 +437,8 @@ struct service_info {
 	__u8 reject;
 	__u8 deny;
 	__u8 on_remove;
-	__u8 reserved[2];
+	__u8 direct;
+	__u8 reserved;
 };
 _Static_assert(sizeof(struct service_info) == 140, "no hidden padding in a value");
 
