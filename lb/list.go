@@ -11,6 +11,8 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/godatapath/datapath/internal/bpf"
 )
 
 // Status is a service as the programs have it.
@@ -51,6 +53,9 @@ func (b *Balancer) Services() ([]Status, error) {
 // MaglevTable is how new flows to some frontends of a service are spread.
 type MaglevTable struct {
 	Frontends []Frontend
+	// Outside are frontends that lead here for clients from outside only: those of a
+	// service whose External is Local.
+	Outside []Frontend
 	// Slots has the backend of each slot. One that was taken away a moment ago
 	// is the zero AddrPort.
 	Slots []netip.AddrPort
@@ -92,7 +97,12 @@ func (b *Balancer) MaglevTables(id uint32) ([]MaglevTable, error) {
 			bySet[row.Set] = t
 		}
 		t := bySet[row.Set]
-		t.Frontends = append(t.Frontends, Frontend{Addr: goAddrPort(key.Addr, key.Port), Protocol: Protocol(key.Protocol), Type: FrontendType(row.Type)})
+		f := Frontend{Addr: goAddrPort(key.Addr, key.Port), Protocol: Protocol(key.Protocol), Type: FrontendType(row.Type)}
+		if key.Scope == uint8(bpf.TableFrontendScopeSCOPE_OUTSIDE) {
+			t.Outside = append(t.Outside, f)
+		} else {
+			t.Frontends = append(t.Frontends, f)
+		}
 	}
 	if len(bySet) == 0 {
 		if _, ok := all.infos[id]; !ok {
@@ -103,9 +113,16 @@ func (b *Balancer) MaglevTables(id uint32) ([]MaglevTable, error) {
 	var out []MaglevTable
 	for _, t := range bySet {
 		slices.SortFunc(t.Frontends, compareFrontends)
+		slices.SortFunc(t.Outside, compareFrontends)
 		out = append(out, *t)
 	}
-	slices.SortFunc(out, func(a, b MaglevTable) int { return compareFrontends(a.Frontends[0], b.Frontends[0]) })
+	// One that is for the outside only comes last.
+	slices.SortFunc(out, func(a, b MaglevTable) int {
+		if len(a.Frontends) == 0 || len(b.Frontends) == 0 {
+			return cmp.Compare(len(b.Frontends), len(a.Frontends))
+		}
+		return compareFrontends(a.Frontends[0], b.Frontends[0])
+	})
 	return out, nil
 }
 

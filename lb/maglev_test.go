@@ -210,7 +210,7 @@ func TestMaglevTables(t *testing.T) {
 	}
 	one, two := candidate{1, here, 1}, candidate{2, away, 2}
 	require.Equal(t, []MaglevTable{
-		{Frontends: []Frontend{s.Frontends[0], s.Frontends[2]}, Slots: slots(one)},
+		{Frontends: []Frontend{s.Frontends[0], s.Frontends[2]}, Outside: []Frontend{s.Frontends[1]}, Slots: slots(one)},
 		{Frontends: []Frontend{s.Frontends[1]}, Slots: slots(one, two)},
 	}, got)
 	for _, id := range []uint32{0, all[0].ID, 99} {

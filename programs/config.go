@@ -53,7 +53,9 @@ type Config struct {
 	EndpointRoutes bool
 	// StackRouting leaves the way out of the node to its stack, with its netfilter
 	// rules: what endpoints send there goes up the host pair and not straight to an
-	// uplink, with the source that it came with. It rules out masquerade.
+	// uplink, with the source that it came with. It rules out masquerade. Packets of
+	// services for clients from outside, which the stack could not turn back, go
+	// straight all the same.
 	StackRouting bool
 	// XDP loads the program of AttachXDP too.
 	XDP bool

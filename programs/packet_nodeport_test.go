@@ -18,6 +18,24 @@ import (
 	"github.com/godatapath/datapath/tunnel"
 )
 
+// TestNodePort is what is asked of a node with services and an overlay.
+func TestNodePort(t *testing.T) {
+	t.Parallel()
+	eachUplinkTest(t, serving, []uplinkTest{
+		{"errors and fragments of node port", testErrorsAndFragmentsOfNodePort},
+		{"node port to overlay", testNodePortToOverlay},
+		{"two ways to one backend", testTwoWaysToOneBackend},
+		{"services from outside", testServicesFromOutside},
+		{"source ranges outside", testSourceRangesOutside},
+		{"spoofed from outside", testSpoofedFromOutside},
+		{"spoofed is not remembered", testSpoofedIsNotRemembered},
+		{"uplink refuses", testUplinkRefuses},
+		{"malformed at uplink", testMalformedAtUplink},
+		{"port use counts the node", testPortUseCountsTheNode},
+		{"service outside masqueraded", testServiceOutsideMasqueraded},
+	})
+}
+
 // serving is a rig with services, whose endpoints leave in the node's name.
 func serving(t *testing.T) rigConfig { return translating(t, masquerading()) }
 
@@ -121,105 +139,99 @@ func TestNodePortToEndpoint(t *testing.T) {
 }
 
 // Errors and datagrams in parts follow a NodePort both ways.
-func TestErrorsAndFragmentsOfNodePort(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		r.open(o, f.blue)
-		const client = 4000
-		for _, d := range served(f) {
-			ask := d.frame(0, f.world, o.node, client, d.port)
-			in := r.inject(fromUp, ask)
-			require.Equal(t, rediret, in.verdict)
-			answer := d.frame(1, f.blue, f.world, d.backend, client)
-			out := r.inject(fromBlue, answer)
-			require.Equal(t, rediret, out.verdict)
-			n := headers(ask)
-			for _, kind := range faults(f) {
-				w := outBy(kind.make(o.node, f.world, quoteOf(hopped(ask), n)), upIfindex, o.router)
-				r.expectFault(fromBlue, kind.make(f.blue, f.world, quoteOf(in.frame, n)), w, "%s %s by the backend", d.name, kind.name)
-				for _, from := range []netip.Addr{o.router, f.world} {
-					w = intoBlue(kind.make(from, f.blue, quoteOf(hopped(answer), n)))
-					r.expectFault(fromUp, kind.make(from, o.node, quoteOf(out.frame, n)), w, "%s %s from %s", d.name, kind.name, from)
-				}
+func testErrorsAndFragmentsOfNodePort(t *testing.T, r *rig, f family, o outside) {
+	r.open(o, f.blue)
+	const client = 4000
+	for _, d := range served(f) {
+		ask := d.frame(0, f.world, o.node, client, d.port)
+		in := r.inject(fromUp, ask)
+		require.Equal(t, rediret, in.verdict)
+		answer := d.frame(1, f.blue, f.world, d.backend, client)
+		out := r.inject(fromBlue, answer)
+		require.Equal(t, rediret, out.verdict)
+		n := headers(ask)
+		for _, kind := range faults(f) {
+			w := outBy(kind.make(o.node, f.world, quoteOf(hopped(ask), n)), upIfindex, o.router)
+			r.expectFault(fromBlue, kind.make(f.blue, f.world, quoteOf(in.frame, n)), w, "%s %s by the backend", d.name, kind.name)
+			for _, from := range []netip.Addr{o.router, f.world} {
+				w = intoBlue(kind.make(from, f.blue, quoteOf(hopped(answer), n)))
+				r.expectFault(fromUp, kind.make(from, o.node, quoteOf(out.frame, n)), w, "%s %s from %s", d.name, kind.name, from)
 			}
 		}
-		flow := tupleOf(conntrack.UDP, f.world, 4001, o.node, nodePort)
-		asked := datagram{src: f.world, dst: o.node, sport: 4001, dport: nodePort, id: 5, size: 792}
-		got := datagram{src: f.world, dst: f.blue, sport: 4001, dport: backendPort, id: 5, size: 792}
-		answered := datagram{src: f.blue, dst: f.world, sport: backendPort, dport: 4001, id: 6, size: 792}
-		seen := datagram{src: o.node, dst: f.world, sport: nodePort, dport: 4001, id: 6, size: 792}
-		r.left(fromUp, asked.piece(400, 800, false), "before the first part")
-		for i, cut := range [][2]int{{0, 400}, {400, 800}} {
-			mark := []string{"+", "~"}[i]
-			r.expect(fromUp, asked.piece(cut[0], cut[1], cut[1] < 800), intoBlue(got.piece(cut[0], cut[1], cut[1] < 800), mark+flow))
-		}
-		for _, cut := range [][2]int{{0, 400}, {400, 800}} {
-			r.expect(fromBlue, answered.piece(cut[0], cut[1], cut[1] < 800), outBy(seen.piece(cut[0], cut[1], cut[1] < 800), upIfindex, o.router, "~"+flow))
-		}
-	})
+	}
+	flow := tupleOf(conntrack.UDP, f.world, 4001, o.node, nodePort)
+	asked := datagram{src: f.world, dst: o.node, sport: 4001, dport: nodePort, id: 5, size: 792}
+	got := datagram{src: f.world, dst: f.blue, sport: 4001, dport: backendPort, id: 5, size: 792}
+	answered := datagram{src: f.blue, dst: f.world, sport: backendPort, dport: 4001, id: 6, size: 792}
+	seen := datagram{src: o.node, dst: f.world, sport: nodePort, dport: 4001, id: 6, size: 792}
+	r.left(fromUp, asked.piece(400, 800, false), "before the first part")
+	for i, cut := range [][2]int{{0, 400}, {400, 800}} {
+		mark := []string{"+", "~"}[i]
+		r.expect(fromUp, asked.piece(cut[0], cut[1], cut[1] < 800), intoBlue(got.piece(cut[0], cut[1], cut[1] < 800), mark+flow))
+	}
+	for _, cut := range [][2]int{{0, 400}, {400, 800}} {
+		r.expect(fromBlue, answered.piece(cut[0], cut[1], cut[1] < 800), outBy(seen.piece(cut[0], cut[1], cut[1] < 800), upIfindex, o.router, "~"+flow))
+	}
 }
 
 // A backend on another node behind the overlay is asked as the gateway, so that its
 // answers come here.
-func TestNodePortToOverlay(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		r.open(o, f.red)
-		const world = 2 // the identity
-		for _, client := range []uint16{4000, 500} {
-			for _, d := range served(f) {
-				if d.name == "SCTP" && client < 1024 {
-					continue
-				}
-				t.Run(fmt.Sprintf("%s from %d", d.name, client), func(t *testing.T) {
-					r.as(t)
-					flow := tupleOf(d.proto, f.world, client, o.node, d.port)
-					got := r.send(fromUp, d.frame(0, f.world, o.node, client, d.port))
-					as := mapped(t, got)
-					require.Equal(t, f.gate, as.Addr())
-					require.Equal(t, client > 1024, as.Port() == client)
-					require.Equal(t, []string{"+" + flow}, got.flows)
-					require.Equal(t, hopped(d.frame(0, f.gate, f.red, as.Port(), d.backend)), got.frame)
-					require.Equal(t, hop{ifindex: overlayIfindex, vni: world, node: redNode}, got.sent)
-					require.Equal(t, map[string]uint64{"from device: to overlay": 1}, got.counted)
-					for step := 1; step < 6; step++ {
-						if step%2 == 1 {
-							w := outBy(d.frame(step, o.node, f.world, d.port, client), upIfindex, netip.Addr{}, "~"+flow)
-							r.expect(fromRed, d.frame(step, f.red, f.gate, d.backend, as.Port()), w, "step %d", step)
-							continue
-						}
-						w := intoOverlay(d.frame(step, f.gate, f.red, as.Port(), d.backend), world, "~"+flow)
-						if e := d.events[step]; e != "" {
-							w = w.with(e)
-						}
-						r.expect(fromUp, d.frame(step, f.world, o.node, client, d.port), w, "step %d", step)
-					}
-					// Another node can not answer for it, nor the same as somebody else.
-					answer := d.frame(3, f.red, f.gate, d.backend, as.Port())
-					r.expect(fromNode(strangerNode, redIdentity), answer, dropped("foreign overlay"))
-					r.expect(fromNode(redNode, 99), answer, dropped("bad vni"))
-
-					// Errors: by the backend, by a router on the way back.
-					n := headers(answer)
-					kind := faults(f)[0]
-					in := r.inject(fromUp, d.frame(4, f.world, o.node, client, d.port))
-					w := outBy(kind.make(o.node, f.world, quoteOf(hopped(d.frame(4, f.world, o.node, client, d.port)), n)), upIfindex, netip.Addr{})
-					r.expectFault(fromRed, kind.make(f.red, f.gate, quoteOf(in.frame, n)), w)
-					out := r.inject(fromRed, answer)
-					w = intoOverlay(kind.make(o.router, f.red, quoteOf(hopped(answer), n)), world)
-					got = r.inject(fromUp, kind.make(o.router, o.node, quoteOf(out.frame, n)))
-					require.Equal(t, rediret, got.verdict, "%v", got.counted)
-					require.Equal(t, w.sent, got.sent)
-					require.NoError(t, packet.Check(got.frame))
-					d, err := packet.Decode(got.frame)
-					require.NoError(t, err)
-					require.Equal(t, f.red, d.Dst())
-					require.Equal(t, f.red, d.Inner.Src())
-					require.Equal(t, f.gate, d.Inner.Dst())
-				})
+func testNodePortToOverlay(t *testing.T, r *rig, f family, o outside) {
+	r.open(o, f.red)
+	const world = 2 // the identity
+	for _, client := range []uint16{4000, 500} {
+		for _, d := range served(f) {
+			if d.name == "SCTP" && client < 1024 {
+				continue
 			}
+			t.Run(fmt.Sprintf("%s from %d", d.name, client), func(t *testing.T) {
+				r.as(t)
+				flow := tupleOf(d.proto, f.world, client, o.node, d.port)
+				got := r.send(fromUp, d.frame(0, f.world, o.node, client, d.port))
+				as := mapped(t, got)
+				require.Equal(t, f.gate, as.Addr())
+				require.Equal(t, client > 1024, as.Port() == client)
+				require.Equal(t, []string{"+" + flow}, got.flows)
+				require.Equal(t, hopped(d.frame(0, f.gate, f.red, as.Port(), d.backend)), got.frame)
+				require.Equal(t, hop{ifindex: overlayIfindex, vni: world, node: redNode}, got.sent)
+				require.Equal(t, map[string]uint64{"from device: to overlay": 1}, got.counted)
+				for step := 1; step < 6; step++ {
+					if step%2 == 1 {
+						w := outBy(d.frame(step, o.node, f.world, d.port, client), upIfindex, netip.Addr{}, "~"+flow)
+						r.expect(fromRed, d.frame(step, f.red, f.gate, d.backend, as.Port()), w, "step %d", step)
+						continue
+					}
+					w := intoOverlay(d.frame(step, f.gate, f.red, as.Port(), d.backend), world, "~"+flow)
+					if e := d.events[step]; e != "" {
+						w = w.with(e)
+					}
+					r.expect(fromUp, d.frame(step, f.world, o.node, client, d.port), w, "step %d", step)
+				}
+				// Another node can not answer for it, nor the same as somebody else.
+				answer := d.frame(3, f.red, f.gate, d.backend, as.Port())
+				r.expect(fromNode(strangerNode, redIdentity), answer, dropped("foreign overlay"))
+				r.expect(fromNode(redNode, 99), answer, dropped("bad vni"))
+
+				// Errors: by the backend, by a router on the way back.
+				n := headers(answer)
+				kind := faults(f)[0]
+				in := r.inject(fromUp, d.frame(4, f.world, o.node, client, d.port))
+				w := outBy(kind.make(o.node, f.world, quoteOf(hopped(d.frame(4, f.world, o.node, client, d.port)), n)), upIfindex, netip.Addr{})
+				r.expectFault(fromRed, kind.make(f.red, f.gate, quoteOf(in.frame, n)), w)
+				out := r.inject(fromRed, answer)
+				w = intoOverlay(kind.make(o.router, f.red, quoteOf(hopped(answer), n)), world)
+				got = r.inject(fromUp, kind.make(o.router, o.node, quoteOf(out.frame, n)))
+				require.Equal(t, rediret, got.verdict, "%v", got.counted)
+				require.Equal(t, w.sent, got.sent)
+				require.NoError(t, packet.Check(got.frame))
+				d, err := packet.Decode(got.frame)
+				require.NoError(t, err)
+				require.Equal(t, f.red, d.Dst())
+				require.Equal(t, f.red, d.Inner.Src())
+				require.Equal(t, f.gate, d.Inner.Dst())
+			})
 		}
-	})
+	}
 }
 
 // Without an overlay it is asked as the uplink's address, and the answer goes back
@@ -315,266 +327,249 @@ func TestNodePortToNobody(t *testing.T) {
 
 // One client port through two addresses of the node to one backend: two flows
 // that the backend can tell apart.
-func TestTwoWaysToOneBackend(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		for name, row := range map[string]struct {
-			backend netip.Addr
-			back    port
-		}{"endpoint": {f.blue, fromBlue}, "overlay": {f.red, fromRed}, "native": {o.other, fromUp}} {
-			t.Run(name, func(t *testing.T) {
-				r.as(t)
-				r.reset()
-				backend, back := row.backend, row.back
-				r.open(o, backend)
-				for _, d := range served(f) {
-					if d.name == "SCTP" {
-						r.inject(fromUp, d.frame(0, f.world, o.node, 4000, d.port))
-						r.expect(fromUp, d.frame(0, f.world, o.node2, 4000, d.port), dropped("no port"), "its port must stay")
-						continue
-					}
-					as := map[netip.Addr]netip.AddrPort{}
-					for step := range 4 {
-						for _, node := range []netip.Addr{o.node, o.node2} {
-							if step%2 == 0 {
-								got := mapped(t, r.inject(fromUp, d.frame(step, f.world, node, 4000, d.port)))
-								if step > 0 {
-									require.Equal(t, as[node], got)
-								}
-								as[node] = got
-								continue
-							}
-							got := r.inject(back, d.frame(step, backend, as[node].Addr(), d.backend, as[node].Port()))
-							require.Equal(t, rediret, got.verdict, "%s: %v", d.name, got.counted)
-							require.Equal(t, hopped(d.frame(step, node, f.world, d.port, 4000)), got.frame, "%s: it comes from where it was asked", d.name)
-						}
-					}
-					require.NotEqual(t, as[o.node], as[o.node2])
+func testTwoWaysToOneBackend(t *testing.T, r *rig, f family, o outside) {
+	for name, row := range map[string]struct {
+		backend netip.Addr
+		back    port
+	}{"endpoint": {f.blue, fromBlue}, "overlay": {f.red, fromRed}, "native": {o.other, fromUp}} {
+		t.Run(name, func(t *testing.T) {
+			r.as(t)
+			r.reset()
+			backend, back := row.backend, row.back
+			r.open(o, backend)
+			for _, d := range served(f) {
+				if d.name == "SCTP" {
+					r.inject(fromUp, d.frame(0, f.world, o.node, 4000, d.port))
+					r.expect(fromUp, d.frame(0, f.world, o.node2, 4000, d.port), dropped("no port"), "its port must stay")
+					continue
 				}
-			})
-		}
-	})
+				as := map[netip.Addr]netip.AddrPort{}
+				for step := range 4 {
+					for _, node := range []netip.Addr{o.node, o.node2} {
+						if step%2 == 0 {
+							got := mapped(t, r.inject(fromUp, d.frame(step, f.world, node, 4000, d.port)))
+							if step > 0 {
+								require.Equal(t, as[node], got)
+							}
+							as[node] = got
+							continue
+						}
+						got := r.inject(back, d.frame(step, backend, as[node].Addr(), d.backend, as[node].Port()))
+						require.Equal(t, rediret, got.verdict, "%s: %v", d.name, got.counted)
+						require.Equal(t, hopped(d.frame(step, node, f.world, d.port, 4000)), got.frame, "%s: it comes from where it was asked", d.name)
+					}
+				}
+				require.NotEqual(t, as[o.node], as[o.node2])
+			}
+		})
+	}
 }
 
 // What is for the inside only is refused to who comes from outside, as if it were
 // not there.
-func TestServicesFromOutside(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(o.vip, port) }
-		both := func(addr netip.AddrPort, typ lb.FrontendType) []lb.Frontend {
-			return []lb.Frontend{{Addr: addr, Type: typ}, {Addr: addr, Type: typ, Protocol: lb.UDP}}
-		}
-		backends := []lb.Backend{{Addr: netip.AddrPortFrom(f.blue, backendPort)}}
-		require.NoError(t, r.services().SetService(lb.Service{Name: "inside", Backends: backends, Frontends: both(at(80), lb.ClusterIP)}))
-		back := hop{ifindex: upIfindex}
-		refused := func(port uint16, reason string) {
-			t.Helper()
-			got := r.send(fromUp, tcp(f.world, o.vip, 4000, port, packet.SYN))
-			require.Equal(t, rediret, got.verdict)
-			require.Equal(t, back, got.sent)
-			require.Equal(t, map[string]uint64{"from device: drop " + reason: 1}, got.counted)
-			require.Empty(t, got.flows)
-			require.NoError(t, packet.Check(got.frame))
-			d, err := packet.Decode(got.frame)
-			require.NoError(t, err)
-			require.Equal(t, []netip.Addr{o.vip, f.world}, []netip.Addr{d.Src(), d.Dst()})
-			require.NotZero(t, d.TCP.Flags&packet.RST)
-			frame := udp(f.world, o.vip, 4000, port)
-			r.expect(fromUp, frame, want{
-				verdict: rediret, counted: "drop " + reason, sent: back, frame: errorFrom(nodeError(frame,
-					packet.ICMPv4{Type: packet.ICMPv4Unreachable, Code: packet.ICMPv4CodePort},
-					packet.ICMPv6{Type: packet.ICMPv6Unreachable, Code: packet.ICMPv6CodePort}), o.vip),
-			})
-		}
-		refused(80, "no such port")
+func testServicesFromOutside(t *testing.T, r *rig, f family, o outside) {
+	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(o.vip, port) }
+	both := func(addr netip.AddrPort, typ lb.FrontendType) []lb.Frontend {
+		return []lb.Frontend{{Addr: addr, Type: typ}, {Addr: addr, Type: typ, Protocol: lb.UDP}}
+	}
+	backends := []lb.Backend{{Addr: netip.AddrPortFrom(f.blue, backendPort)}}
+	require.NoError(t, r.services().SetService(lb.Service{Name: "inside", Backends: backends, Frontends: both(at(80), lb.ClusterIP)}))
+	back := hop{ifindex: upIfindex}
+	refused := func(port uint16, reason string) {
+		t.Helper()
+		got := r.send(fromUp, tcp(f.world, o.vip, 4000, port, packet.SYN))
+		require.Equal(t, rediret, got.verdict)
+		require.Equal(t, back, got.sent)
+		require.Equal(t, map[string]uint64{"from device: drop " + reason: 1}, got.counted)
+		require.Empty(t, got.flows)
+		require.NoError(t, packet.Check(got.frame))
+		d, err := packet.Decode(got.frame)
+		require.NoError(t, err)
+		require.Equal(t, []netip.Addr{o.vip, f.world}, []netip.Addr{d.Src(), d.Dst()})
+		require.NotZero(t, d.TCP.Flags&packet.RST)
+		frame := udp(f.world, o.vip, 4000, port)
+		r.expect(fromUp, frame, want{
+			verdict: rediret, counted: "drop " + reason, sent: back, frame: errorFrom(nodeError(frame,
+				packet.ICMPv4{Type: packet.ICMPv4Unreachable, Code: packet.ICMPv4CodePort},
+				packet.ICMPv6{Type: packet.ICMPv6Unreachable, Code: packet.ICMPv6CodePort}), o.vip),
+		})
+	}
+	refused(80, "no such port")
+	refused(81, "no such port")
+	frame := tcp(f.green, o.vip, 4000, 80, packet.SYN)
+	r.expect(fromGreen, frame, intoBlue(tcp(f.green, f.blue, 4000, backendPort, packet.SYN), "+"+tupleOf(conntrack.TCP, f.green, 4000, o.vip, 80)), "from inside")
+
+	for i, typ := range []lb.FrontendType{lb.ExternalIP, lb.LoadBalancer} {
+		port := uint16(90 + i)
+		require.NoError(t, r.services().SetService(lb.Service{Name: typ.String(), Backends: backends, Frontends: both(at(port), typ)}))
+		in := tcp(f.world, o.vip, 4000+port, port, packet.SYN)
+		flow := tupleOf(conntrack.TCP, f.world, 4000+port, o.vip, port)
+		r.expect(fromUp, in, intoBlue(tcp(f.world, f.blue, 4000+port, backendPort, packet.SYN), "+"+flow), typ)
+		answer := tcp(f.blue, f.world, backendPort, 4000+port, packet.SYN|packet.ACK)
+		r.expect(fromBlue, answer, outBy(tcp(o.vip, f.world, port, 4000+port, packet.SYN|packet.ACK), upIfindex, o.router, "~"+flow), typ)
 		refused(81, "no such port")
-		frame := tcp(f.green, o.vip, 4000, 80, packet.SYN)
-		r.expect(fromGreen, frame, intoBlue(tcp(f.green, f.blue, 4000, backendPort, packet.SYN), "+"+tupleOf(conntrack.TCP, f.green, 4000, o.vip, 80)), "from inside")
+		refused(80, "no such port")
+	}
 
-		for i, typ := range []lb.FrontendType{lb.ExternalIP, lb.LoadBalancer} {
-			port := uint16(90 + i)
-			require.NoError(t, r.services().SetService(lb.Service{Name: typ.String(), Backends: backends, Frontends: both(at(port), typ)}))
-			in := tcp(f.world, o.vip, 4000+port, port, packet.SYN)
-			flow := tupleOf(conntrack.TCP, f.world, 4000+port, o.vip, port)
-			r.expect(fromUp, in, intoBlue(tcp(f.world, f.blue, 4000+port, backendPort, packet.SYN), "+"+flow), typ)
-			answer := tcp(f.blue, f.world, backendPort, 4000+port, packet.SYN|packet.ACK)
-			r.expect(fromBlue, answer, outBy(tcp(o.vip, f.world, port, 4000+port, packet.SYN|packet.ACK), upIfindex, o.router, "~"+flow), typ)
-			refused(81, "no such port")
-			refused(80, "no such port")
-		}
-
-		// An echo is answered, whoever asks.
-		for _, ttl := range []byte{64, 1} {
-			ask := withTTL(echo(f.world, o.vip, 7, packet.Sized(30)...), ttl)
-			reply := echoReply(o.vip, f.world, 7, packet.Sized(30)...)
-			copy(reply[:12], append(slices.Clone(ask[6:12]), ask[:6]...))
-			r.expect(fromUp, ask, want{verdict: rediret, frame: reply, counted: "answered", sent: back})
-		}
-		r.left(fromUp, echo(f.world, o.node, 7), "that to the node is the stack's")
-	})
+	// An echo is answered, whoever asks.
+	for _, ttl := range []byte{64, 1} {
+		ask := withTTL(echo(f.world, o.vip, 7, packet.Sized(30)...), ttl)
+		reply := echoReply(o.vip, f.world, 7, packet.Sized(30)...)
+		copy(reply[:12], append(slices.Clone(ask[6:12]), ask[:6]...))
+		r.expect(fromUp, ask, want{verdict: rediret, frame: reply, counted: "answered", sent: back})
+	}
+	r.left(fromUp, echo(f.world, o.node, 7), "that to the node is the stack's")
 }
 
-func TestSourceRangesOutside(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		at := netip.AddrPortFrom(o.vip, 80)
-		for _, deny := range []bool{false, true} {
-			require.NoError(t, r.services().SetService(lb.Service{
-				Name: "web", Backends: []lb.Backend{{Addr: netip.AddrPortFrom(f.blue, backendPort)}}, Frontends: []lb.Frontend{{Addr: at, Type: lb.LoadBalancer}},
-				SourceRanges: []netip.Prefix{host(f.world)}, DenySources: deny,
-			}))
-			for _, client := range []netip.Addr{f.world, o.other} {
-				frame := tcp(client, o.vip, 4000, 80, packet.SYN)
-				if (client == f.world) == deny {
-					r.expect(fromUp, frame, dropped("source range"))
-					continue
-				}
-				w := intoBlue(tcp(client, f.blue, 4000, backendPort, packet.SYN), "+"+tupleOf(conntrack.TCP, client, 4000, o.vip, 80))
-				r.expect(fromUp, frame, w)
-				_, err := r.flows.Flush(conntrack.Filter{})
-				require.NoError(t, err)
+func testSourceRangesOutside(t *testing.T, r *rig, f family, o outside) {
+	at := netip.AddrPortFrom(o.vip, 80)
+	for _, deny := range []bool{false, true} {
+		require.NoError(t, r.services().SetService(lb.Service{
+			Name: "web", Backends: []lb.Backend{{Addr: netip.AddrPortFrom(f.blue, backendPort)}}, Frontends: []lb.Frontend{{Addr: at, Type: lb.LoadBalancer}},
+			SourceRanges: []netip.Prefix{host(f.world)}, DenySources: deny,
+		}))
+		for _, client := range []netip.Addr{f.world, o.other} {
+			frame := tcp(client, o.vip, 4000, 80, packet.SYN)
+			if (client == f.world) == deny {
+				r.expect(fromUp, frame, dropped("source range"))
+				continue
 			}
+			w := intoBlue(tcp(client, f.blue, 4000, backendPort, packet.SYN), "+"+tupleOf(conntrack.TCP, client, 4000, o.vip, 80))
+			r.expect(fromUp, frame, w)
+			_, err := r.flows.Flush(conntrack.Filter{})
+			require.NoError(t, err)
 		}
-	})
+	}
 }
 
 // Nobody outside is who is inside: what comes in under such a name goes nowhere.
-func TestSpoofedFromOutside(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		r.open(o, f.blue)
-		require.NoError(t, r.dp.SetNodeAddrs(o.node, o.node2, o.extra))
-		require.NoError(t, r.services().SetService(lb.Service{
-			Name: "vip", Backends: []lb.Backend{{Addr: netip.AddrPortFrom(f.blue, backendPort)}}, Affinity: time.Hour,
-			Frontends: []lb.Frontend{{Addr: netip.AddrPortFrom(o.vip, 80), Type: lb.LoadBalancer}, {Addr: netip.AddrPortFrom(o.vip, 80), Type: lb.LoadBalancer, Protocol: lb.UDP}},
-		}))
-		hairpin := map[string]netip.Addr{"IPv4": addr("169.254.42.1"), "IPv6": addr("fd00:42:42::1")}[f.name]
-		require.NoError(t, r.peers.Set(tunnel.Peer{Prefix: host(redNode), Node: redNode}))
-		for who, src := range map[string]netip.Addr{
-			"a neighbour": f.green, "the endpoint itself": f.blue, "the gateway": f.gate, "the uplink": o.node, "another uplink": o.node2,
-			"another address of the node": o.extra, "a service": o.vip, "the address of hairpins": hairpin, "a pod of another node": f.red, "the gateway of another node": f.redGate,
-		} {
-			t.Run(who, func(t *testing.T) {
-				r.as(t)
-				for _, to := range []netip.AddrPort{
-					netip.AddrPortFrom(f.blue, 80), netip.AddrPortFrom(o.node, nodePort), netip.AddrPortFrom(o.vip, 80),
-				} {
-					if src == to.Addr() {
-						continue // no sane packet at all
-					}
-					for _, flags := range []uint8{packet.SYN, packet.ACK, packet.RST} {
-						r.expect(fromUp, tcp(src, to.Addr(), 4000, to.Port(), flags), dropped("spoofed source"), "to %s", to)
-					}
-					r.expect(fromUp, udp(src, to.Addr(), 4000, to.Port()), dropped("spoofed source"), "to %s", to)
+func testSpoofedFromOutside(t *testing.T, r *rig, f family, o outside) {
+	r.open(o, f.blue)
+	require.NoError(t, r.dp.SetNodeAddrs(o.node, o.node2, o.extra))
+	require.NoError(t, r.services().SetService(lb.Service{
+		Name: "vip", Backends: []lb.Backend{{Addr: netip.AddrPortFrom(f.blue, backendPort)}}, Affinity: time.Hour,
+		Frontends: []lb.Frontend{{Addr: netip.AddrPortFrom(o.vip, 80), Type: lb.LoadBalancer}, {Addr: netip.AddrPortFrom(o.vip, 80), Type: lb.LoadBalancer, Protocol: lb.UDP}},
+	}))
+	hairpin := map[string]netip.Addr{"IPv4": addr("169.254.42.1"), "IPv6": addr("fd00:42:42::1")}[f.name]
+	require.NoError(t, r.peers.Set(tunnel.Peer{Prefix: host(redNode), Node: redNode}))
+	defer func() { require.NoError(t, r.peers.Delete(host(redNode))) }()
+	for who, src := range map[string]netip.Addr{
+		"a neighbour": f.green, "the endpoint itself": f.blue, "the gateway": f.gate, "the uplink": o.node, "another uplink": o.node2,
+		"another address of the node": o.extra, "a service": o.vip, "the address of hairpins": hairpin, "a pod of another node": f.red, "the gateway of another node": f.redGate,
+	} {
+		t.Run(who, func(t *testing.T) {
+			r.as(t)
+			for _, to := range []netip.AddrPort{
+				netip.AddrPortFrom(f.blue, 80), netip.AddrPortFrom(o.node, nodePort), netip.AddrPortFrom(o.vip, 80),
+			} {
+				if src == to.Addr() {
+					continue // no sane packet at all
 				}
-				if src != f.blue {
-					r.expect(fromUp, echo(src, f.blue, 7), dropped("spoofed source"))
+				for _, flags := range []uint8{packet.SYN, packet.ACK, packet.RST} {
+					r.expect(fromUp, tcp(src, to.Addr(), 4000, to.Port(), flags), dropped("spoofed source"), "to %s", to)
 				}
-				r.left(fromUp, tcp(src, o.side, 4000, 80, packet.SYN), "what is not for us is left to the stack, whoever says so")
-			})
-		}
-		// Within a flow that is there.
-		out := udp(f.blue, f.green, 1000, 53)
-		require.Equal(t, rediret, r.inject(fromBlue, out).verdict)
-		require.Equal(t, rediret, r.inject(fromGreen, udp(f.green, f.blue, 53, 1000)).verdict)
-		r.expect(fromUp, out, dropped("spoofed source"))
-		r.expect(fromUp, udp(f.green, f.blue, 53, 1000), dropped("spoofed source"))
-		in := udp(f.red, f.blue, 1000, 53)
-		require.Equal(t, rediret, r.inject(fromRed, in).verdict)
-		r.expect(fromUp, in, dropped("spoofed source"))
-		fault := portUnreachable(f.green, f.blue, out, headers(out))
-		r.expect(fromUp, fault, dropped("spoofed source"), "an error")
+				r.expect(fromUp, udp(src, to.Addr(), 4000, to.Port()), dropped("spoofed source"), "to %s", to)
+			}
+			if src != f.blue {
+				r.expect(fromUp, echo(src, f.blue, 7), dropped("spoofed source"))
+			}
+			r.left(fromUp, tcp(src, o.side, 4000, 80, packet.SYN), "what is not for us is left to the stack, whoever says so")
+		})
+	}
+	// Within a flow that is there.
+	out := udp(f.blue, f.green, 1000, 53)
+	require.Equal(t, rediret, r.inject(fromBlue, out).verdict)
+	require.Equal(t, rediret, r.inject(fromGreen, udp(f.green, f.blue, 53, 1000)).verdict)
+	r.expect(fromUp, out, dropped("spoofed source"))
+	r.expect(fromUp, udp(f.green, f.blue, 53, 1000), dropped("spoofed source"))
+	in := udp(f.red, f.blue, 1000, 53)
+	require.Equal(t, rediret, r.inject(fromRed, in).verdict)
+	r.expect(fromUp, in, dropped("spoofed source"))
+	fault := portUnreachable(f.green, f.blue, out, headers(out))
+	r.expect(fromUp, fault, dropped("spoofed source"), "an error")
 
-		// A node itself may ask beside the overlay.
-		if f.blue.Is4() {
-			r.expect(fromUp, udp(redNode, f.blue, 1000, 53), intoBlue(udp(redNode, f.blue, 1000, 53), "+"+tupleOf(conntrack.UDP, redNode, 1000, f.blue, 53)))
-		}
-	})
+	// A node itself may ask beside the overlay.
+	if f.blue.Is4() {
+		r.expect(fromUp, udp(redNode, f.blue, 1000, 53), intoBlue(udp(redNode, f.blue, 1000, 53), "+"+tupleOf(conntrack.UDP, redNode, 1000, f.blue, 53)))
+	}
 }
 
 // Services remember who has asked: not somebody in whose name another one did.
-func TestSpoofedIsNotRemembered(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		require.NoError(t, r.services().SetService(lb.Service{
-			Name: "vip", Backends: []lb.Backend{{Addr: netip.AddrPortFrom(f.blue, backendPort)}}, Affinity: time.Hour,
-			Frontends: []lb.Frontend{{Addr: netip.AddrPortFrom(o.vip, 80), Type: lb.LoadBalancer}},
-		}))
-		remembered := func() (n int) {
-			var k bpf.TableAffinityKey
-			var v bpf.TableAffinity
-			rows := r.table(bpf.TableMapAffinities).Iterate()
-			for rows.Next(&k, &v) {
-				n++
-			}
-			require.NoError(t, rows.Err())
-			return n
+func testSpoofedIsNotRemembered(t *testing.T, r *rig, f family, o outside) {
+	require.NoError(t, r.services().SetService(lb.Service{
+		Name: "vip", Backends: []lb.Backend{{Addr: netip.AddrPortFrom(f.blue, backendPort)}}, Affinity: time.Hour,
+		Frontends: []lb.Frontend{{Addr: netip.AddrPortFrom(o.vip, 80), Type: lb.LoadBalancer}},
+	}))
+	remembered := func() (n int) {
+		var k bpf.TableAffinityKey
+		var v bpf.TableAffinity
+		rows := r.table(bpf.TableMapAffinities).Iterate()
+		for rows.Next(&k, &v) {
+			n++
 		}
-		before := remembered()
-		for _, src := range []netip.Addr{f.green, f.gate, f.red} {
-			require.Equal(t, verdictDrop, r.inject(fromUp, tcp(src, o.vip, 4000, 80, packet.SYN)).verdict)
-			require.Equal(t, before, remembered(), "%s", src)
-		}
-		require.Equal(t, rediret, r.inject(fromUp, tcp(f.world, o.vip, 4000, 80, packet.SYN)).verdict)
-		require.Equal(t, before+1, remembered())
-	})
+		require.NoError(t, rows.Err())
+		return n
+	}
+	before := remembered()
+	for _, src := range []netip.Addr{f.green, f.gate, f.red} {
+		require.Equal(t, verdictDrop, r.inject(fromUp, tcp(src, o.vip, 4000, 80, packet.SYN)).verdict)
+		require.Equal(t, before, remembered(), "%s", src)
+	}
+	require.Equal(t, rediret, r.inject(fromUp, tcp(f.world, o.vip, 4000, 80, packet.SYN)).verdict)
+	require.Equal(t, before+1, remembered())
 }
 
 // A node with its NodePorts says itself what it can not forward, from the address
 // of the uplink.
-func TestUplinkRefuses(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		r.open(o, f.red)
-		mapped(t, r.inject(fromBlue, udp(f.blue, f.world, 5000, 53)))
-		for name, frame := range map[string][]byte{
-			"to an endpoint":         tcp(f.world, f.blue, 4000, 80, packet.SYN, packet.Sized(30)...),
-			"to a service":           udp(f.world, o.node, 4000, nodePort, packet.Sized(30)...),
-			"an answer":              udp(f.world, o.node, 53, 5000, packet.Sized(30)...),
-			"an echo to an endpoint": echo(f.world, f.blue, 9),
-		} {
-			for _, ttl := range []byte{1, 0} {
-				expired := withTTL(frame, ttl)
-				got := r.expect(fromUp, expired, sentBack(errorFrom(timeExceeded(expired), o.node), upIfindex, "drop ttl exceeded"), name)
-				require.NoError(t, packet.Check(got.frame))
-			}
-			require.Equal(t, rediret, r.inject(fromUp, withTTL(frame, 2)).verdict, name)
+func testUplinkRefuses(t *testing.T, r *rig, f family, o outside) {
+	r.open(o, f.red)
+	mapped(t, r.inject(fromBlue, udp(f.blue, f.world, 5000, 53)))
+	for name, frame := range map[string][]byte{
+		"to an endpoint":         tcp(f.world, f.blue, 4000, 80, packet.SYN, packet.Sized(30)...),
+		"to a service":           udp(f.world, o.node, 4000, nodePort, packet.Sized(30)...),
+		"an answer":              udp(f.world, o.node, 53, 5000, packet.Sized(30)...),
+		"an echo to an endpoint": echo(f.world, f.blue, 9),
+	} {
+		for _, ttl := range []byte{1, 0} {
+			expired := withTTL(frame, ttl)
+			got := r.expect(fromUp, expired, sentBack(errorFrom(timeExceeded(expired), o.node), upIfindex, "drop ttl exceeded"), name)
+			require.NoError(t, packet.Check(got.frame))
 		}
-		stack := withTTL(udp(f.world, o.node, 53, 5001), 1)
-		r.left(fromUp, stack, "the stack's own need not go on")
+		require.Equal(t, rediret, r.inject(fromUp, withTTL(frame, 2)).verdict, name)
+	}
+	stack := withTTL(udp(f.world, o.node, 53, 5001), 1)
+	r.left(fromUp, stack, "the stack's own need not go on")
 
-		r.open(o, f.red)
-		for _, p := range []struct {
-			proto conntrack.Protocol
-			make  func(size int) []byte
-		}{
-			{conntrack.TCP, func(n int) []byte { return tcp(f.world, o.node, 4100, nodePort, packet.ACK, packet.Sized(n)...) }},
-			{conntrack.UDP, func(n int) []byte { return udp(f.world, o.node, 4100, nodePort, packet.Sized(n)...) }},
-		} {
-			whole := func(n int) []byte {
-				if f.blue.Is6() {
-					return p.make(n)
-				}
-				return edit(p.make(n), func(b []byte) { b[20] |= 0x40 })
+	r.open(o, f.red)
+	for _, p := range []struct {
+		proto conntrack.Protocol
+		make  func(size int) []byte
+	}{
+		{conntrack.TCP, func(n int) []byte { return tcp(f.world, o.node, 4100, nodePort, packet.ACK, packet.Sized(n)...) }},
+		{conntrack.UDP, func(n int) []byte { return udp(f.world, o.node, 4100, nodePort, packet.Sized(n)...) }},
+	} {
+		whole := func(n int) []byte {
+			if f.blue.Is6() {
+				return p.make(n)
 			}
-			fits := overlayMTU - (len(whole(0)) - 14)
-			require.Equal(t, rediret, r.inject(fromUp, whole(fits)).verdict)
-			over := whole(fits + 1)
-			w := sentBack(errorFrom(tooBig(over, overlayMTU), o.node), upIfindex, "drop too big")
-			require.NoError(t, packet.Check(r.expect(fromUp, over, w).frame))
-			_, err := r.flows.Flush(conntrack.Filter{})
-			require.NoError(t, err)
-			r.expect(fromUp, over, w, "the first of its flow")
-			if f.blue.Is4() {
-				require.Equal(t, hop{ifindex: overlayIfindex, vni: 2, node: redNode}, r.inject(fromUp, p.make(fits+1)).sent, "without DF")
-			}
+			return edit(p.make(n), func(b []byte) { b[20] |= 0x40 })
 		}
-		// An uplink without an address: the gateway says it.
-		require.NoError(t, r.dp.AttachDevice(link{upIfindex}))
-		expired := withTTL(udp(f.world, f.blue, 4000, 53), 1)
-		r.expect(fromUp, expired, sentBack(timeExceeded(expired), upIfindex, "drop ttl exceeded"))
-	})
+		fits := overlayMTU - (len(whole(0)) - 14)
+		require.Equal(t, rediret, r.inject(fromUp, whole(fits)).verdict)
+		over := whole(fits + 1)
+		w := sentBack(errorFrom(tooBig(over, overlayMTU), o.node), upIfindex, "drop too big")
+		require.NoError(t, packet.Check(r.expect(fromUp, over, w).frame))
+		_, err := r.flows.Flush(conntrack.Filter{})
+		require.NoError(t, err)
+		r.expect(fromUp, over, w, "the first of its flow")
+		if f.blue.Is4() {
+			require.Equal(t, hop{ifindex: overlayIfindex, vni: 2, node: redNode}, r.inject(fromUp, p.make(fits+1)).sent, "without DF")
+		}
+	}
+	// An uplink without an address: the gateway says it.
+	require.NoError(t, r.dp.AttachDevice(link{upIfindex}))
+	expired := withTTL(udp(f.world, f.blue, 4000, 53), 1)
+	r.expect(fromUp, expired, sentBack(timeExceeded(expired), upIfindex, "drop ttl exceeded"))
 }
 
 // What is no sound packet for an endpoint, a service or a flow is the stack's, and
@@ -633,39 +628,36 @@ func TestNotOurs(t *testing.T) {
 
 // Every packet of every kind at an uplink, with every byte of its headers changed:
 // it is left as it is, dropped as it is for a reason, or goes where it says.
-func TestMalformedAtUplink(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		r.open(o, f.blue)
-		for _, to := range []struct {
-			dst  netip.Addr
-			step int
-		}{{f.blue, 2}, {o.node, 2}, {o.vip, 5}} {
-			mapped(t, r.inject(fromBlue, udp(f.blue, f.world, 1000, 53)))
-			mapped(t, r.inject(fromBlue, echo(f.blue, f.world, 77)))
-			names, all := kinds(f.world, to.dst)
-			names = append(names, "NodePort", "answer")
-			all["NodePort"] = udp(f.world, to.dst, 4000, nodePort, packet.Sized(20)...)
-			all["answer"] = udp(f.world, to.dst, 53, 1000, packet.Sized(20)...)
-			for _, name := range names {
-				frame := all[name]
-				var frames [][]byte
-				for at := 12; at < min(len(frame), 110); at += to.step {
-					for _, v := range []byte{0xff, frame[at] ^ 1, frame[at] ^ 0x80} {
-						b := slices.Clone(frame)
-						b[at] = v
-						frames = append(frames, b)
-					}
+func testMalformedAtUplink(t *testing.T, r *rig, f family, o outside) {
+	r.open(o, f.blue)
+	for _, to := range []struct {
+		dst  netip.Addr
+		step int
+	}{{f.blue, 2}, {o.node, 2}, {o.vip, 5}} {
+		mapped(t, r.inject(fromBlue, udp(f.blue, f.world, 1000, 53)))
+		mapped(t, r.inject(fromBlue, echo(f.blue, f.world, 77)))
+		names, all := kinds(f.world, to.dst)
+		names = append(names, "NodePort", "answer")
+		all["NodePort"] = udp(f.world, to.dst, 4000, nodePort, packet.Sized(20)...)
+		all["answer"] = udp(f.world, to.dst, 53, 1000, packet.Sized(20)...)
+		for _, name := range names {
+			frame := all[name]
+			var frames [][]byte
+			for at := 12; at < min(len(frame), 110); at += to.step {
+				for _, v := range []byte{0xff, frame[at] ^ 1, frame[at] ^ 0x80} {
+					b := slices.Clone(frame)
+					b[at] = v
+					frames = append(frames, b)
 				}
-				for _, got := range r.injectAll(fromUp, frames) {
-					if bad := unsafeAtUplink(f, o, got); bad != "" {
-						d, err := packet.Decode(got.in)
-						require.Fail(t, bad, "%s to %s: % x\n%s (%v)", name, to.dst, got.in[:min(130, len(got.in))], d, err)
-					}
+			}
+			for _, got := range r.injectAll(fromUp, frames) {
+				if bad := unsafeAtUplink(f, o, got); bad != "" {
+					d, err := packet.Decode(got.in)
+					require.Fail(t, bad, "%s to %s: % x\n%s (%v)", name, to.dst, got.in[:min(130, len(got.in))], d, err)
 				}
 			}
 		}
-	})
+	}
 }
 
 // unsafeAtUplink says what is wrong with a passage of whatever bytes; "" if nothing
@@ -726,59 +718,53 @@ func unsafeAtUplink(f family, o outside, got passage) string {
 
 // A flow that gets a port because another has its own is no user of the node's
 // ports, nor is one who speaks to himself.
-func TestPortUseCountsTheNode(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		r.open(o, f.blue)
-		at := netip.AddrPortFrom(o.vip, 80)
-		require.NoError(t, r.services().SetService(lb.Service{
-			Name: "vip", Backends: []lb.Backend{{Addr: netip.AddrPortFrom(f.blue, backendPort)}}, Frontends: []lb.Frontend{{Addr: at}},
-		}))
-		mapped(t, r.inject(fromUp, tcp(f.world, o.node, 4000, nodePort, packet.SYN)))
-		mapped(t, r.inject(fromUp, tcp(f.world, o.node2, 4000, nodePort, packet.SYN)))
-		mapped(t, r.inject(fromBlue, tcp(f.blue, o.vip, 4000, 80, packet.SYN)))
-		use, err := r.flows.PortUse()
-		require.NoError(t, err)
-		require.Empty(t, use)
-		mapped(t, r.inject(fromBlue, tcp(f.blue, f.world, 4000, 80, packet.SYN)))
-		mapped(t, r.inject(fromGreen, tcp(f.green, f.world, 4000, 80, packet.SYN)))
-		use, err = r.flows.PortUse()
-		require.NoError(t, err)
-		require.Equal(t, []conntrack.PortUse{{Source: o.node, Destination: netip.AddrPortFrom(f.world, 80), Protocol: conntrack.TCP, Ports: 2}}, use)
-	})
+func testPortUseCountsTheNode(t *testing.T, r *rig, f family, o outside) {
+	r.open(o, f.blue)
+	at := netip.AddrPortFrom(o.vip, 80)
+	require.NoError(t, r.services().SetService(lb.Service{
+		Name: "vip", Backends: []lb.Backend{{Addr: netip.AddrPortFrom(f.blue, backendPort)}}, Frontends: []lb.Frontend{{Addr: at}},
+	}))
+	mapped(t, r.inject(fromUp, tcp(f.world, o.node, 4000, nodePort, packet.SYN)))
+	mapped(t, r.inject(fromUp, tcp(f.world, o.node2, 4000, nodePort, packet.SYN)))
+	mapped(t, r.inject(fromBlue, tcp(f.blue, o.vip, 4000, 80, packet.SYN)))
+	use, err := r.flows.PortUse()
+	require.NoError(t, err)
+	require.Empty(t, use)
+	mapped(t, r.inject(fromBlue, tcp(f.blue, f.world, 4000, 80, packet.SYN)))
+	mapped(t, r.inject(fromGreen, tcp(f.green, f.world, 4000, 80, packet.SYN)))
+	use, err = r.flows.PortUse()
+	require.NoError(t, err)
+	require.Equal(t, []conntrack.PortUse{{Source: o.node, Destination: netip.AddrPortFrom(f.world, 80), Protocol: conntrack.TCP, Ports: 2}}, use)
 }
 
 // From inside to a backend outside: service and masquerade in one.
-func TestServiceOutsideMasqueraded(t *testing.T) {
-	t.Parallel()
-	eachUplink(t, serving, func(t *testing.T, r *rig, f family, o outside) {
-		at := netip.AddrPortFrom(o.vip, 80)
-		require.NoError(t, r.services().SetService(lb.Service{
-			Name: "vip", Backends: []lb.Backend{{Addr: netip.AddrPortFrom(f.world, backendPort)}},
-			Frontends: []lb.Frontend{{Addr: at}, {Addr: at, Protocol: lb.UDP}},
-		}))
-		for _, name := range []string{"TCP", "UDP"} {
-			d := dialogueOf(f, name)
-			for _, sport := range []uint16{4000, 500} {
-				flow := tupleOf(d.proto, f.blue, sport, o.vip, 80)
-				var as netip.AddrPort
-				for step := range 6 {
-					if step%2 == 0 {
-						got := r.send(fromBlue, d.frame(step, f.blue, o.vip, sport, 80))
-						as = mapped(t, got)
-						require.Equal(t, hopped(d.frame(step, o.node, f.world, as.Port(), backendPort)), got.frame)
-						require.Equal(t, hop{ifindex: upIfindex, neigh: true, via: o.router}, got.sent)
-						continue
-					}
-					r.expect(fromUp, d.frame(step, f.world, o.node, backendPort, as.Port()), intoBlue(d.frame(step, o.vip, f.blue, 80, sport), "~"+flow))
+func testServiceOutsideMasqueraded(t *testing.T, r *rig, f family, o outside) {
+	at := netip.AddrPortFrom(o.vip, 80)
+	require.NoError(t, r.services().SetService(lb.Service{
+		Name: "vip", Backends: []lb.Backend{{Addr: netip.AddrPortFrom(f.world, backendPort)}},
+		Frontends: []lb.Frontend{{Addr: at}, {Addr: at, Protocol: lb.UDP}},
+	}))
+	for _, name := range []string{"TCP", "UDP"} {
+		d := dialogueOf(f, name)
+		for _, sport := range []uint16{4000, 500} {
+			flow := tupleOf(d.proto, f.blue, sport, o.vip, 80)
+			var as netip.AddrPort
+			for step := range 6 {
+				if step%2 == 0 {
+					got := r.send(fromBlue, d.frame(step, f.blue, o.vip, sport, 80))
+					as = mapped(t, got)
+					require.Equal(t, hopped(d.frame(step, o.node, f.world, as.Port(), backendPort)), got.frame)
+					require.Equal(t, hop{ifindex: upIfindex, neigh: true, via: o.router}, got.sent)
+					continue
 				}
-				require.Equal(t, sport == 4000, as.Port() == sport)
-				// Seen as itself: the backend stays, the source changes.
-				require.NoError(t, r.flows.SetUnmasqueraded([]netip.Prefix{host(f.world)}))
-				r.expect(fromBlue, d.frame(4, f.blue, o.vip, sport, 80), outBy(d.frame(4, f.blue, f.world, sport, backendPort), upIfindex, o.router, "~"+flow).with("created", "reused"))
-				r.expect(fromUp, d.frame(5, f.world, f.blue, backendPort, sport), intoBlue(d.frame(5, o.vip, f.blue, 80, sport), "~"+flow))
-				require.NoError(t, r.flows.SetUnmasqueraded(nil))
+				r.expect(fromUp, d.frame(step, f.world, o.node, backendPort, as.Port()), intoBlue(d.frame(step, o.vip, f.blue, 80, sport), "~"+flow))
 			}
+			require.Equal(t, sport == 4000, as.Port() == sport)
+			// Seen as itself: the backend stays, the source changes.
+			require.NoError(t, r.flows.SetUnmasqueraded([]netip.Prefix{host(f.world)}))
+			r.expect(fromBlue, d.frame(4, f.blue, o.vip, sport, 80), outBy(d.frame(4, f.blue, f.world, sport, backendPort), upIfindex, o.router, "~"+flow).with("created", "reused"))
+			r.expect(fromUp, d.frame(5, f.world, f.blue, backendPort, sport), intoBlue(d.frame(5, o.vip, f.blue, 80, sport), "~"+flow))
+			require.NoError(t, r.flows.SetUnmasqueraded(nil))
 		}
-	})
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
@@ -86,6 +87,25 @@ func eachUplink(t *testing.T, cfg func(t *testing.T) rigConfig, fn func(t *testi
 	}
 }
 
+// uplinkTest is one of several tests that share a rig.
+type uplinkTest struct {
+	name string
+	run  func(t *testing.T, r *rig, f family, o outside)
+}
+
+func eachUplinkTest(t *testing.T, cfg func(t *testing.T) rigConfig, tests []uplinkTest) {
+	t.Helper()
+	eachUplink(t, cfg, func(t *testing.T, r *rig, f family, o outside) {
+		for _, test := range tests {
+			t.Run(test.name, func(t *testing.T) {
+				r.as(t)
+				r.reset()
+				test.run(t, r, f, o)
+			})
+		}
+	})
+}
+
 // reset takes back what a test has changed that does not belong to one family.
 func (r *rig) reset() {
 	r.t.Helper()
@@ -93,6 +113,9 @@ func (r *rig) reset() {
 	require.NoError(r.t, r.dp.DetachDevice(link{up2Ifindex}))
 	require.NoError(r.t, r.dp.SetNodeAddrs())
 	require.NoError(r.t, r.attached().Put(uint32(blueIfindex), uint32(blueID)))
+	for _, o := range outsides {
+		r.route("default", netip.PrefixFrom(zeroOf(o.node), 0), upIfindex, o.router)
+	}
 	_, err := r.flows.Flush(conntrack.Filter{})
 	require.NoError(r.t, err)
 	if events := r.table(bpf.TableMapNatEvents); events != nil {
@@ -149,6 +172,8 @@ func newUplinkRig(t testing.TB, cfg rigConfig) *rig {
 	for _, o := range outsides {
 		r.addAddr(upIfindex, o.node, 24)
 		r.addAddr(up2Ifindex, o.node2, 24)
+		r.neighbour(upIfindex, o.router)
+		r.neighbour(up2Ifindex, o.router2)
 		r.route("default", netip.PrefixFrom(zeroOf(o.node), 0), upIfindex, o.router)
 		r.route("side", prefixOf(o.side, 16), sideIfindex, netip.Addr{})
 		for kind, a := range o.nowhere {
@@ -244,6 +269,19 @@ func (r *rig) route(kind string, to netip.Prefix, ifindex int, via netip.Addr) {
 		}
 		return nil
 	})
+}
+
+// neighbour has the stack know a next hop: a way to one that it does not know is
+// looked at again with every packet.
+func (r *rig) neighbour(ifindex int, a netip.Addr) {
+	r.t.Helper()
+	n := netlink.Neigh{
+		LinkIndex: ifindex, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 3, byte(ifindex)},
+	}
+	if a.Is6() {
+		n.Family = unix.AF_INET6
+	}
+	r.netlink(func(h *netlink.Handle) error { return h.NeighSet(&n) })
 }
 
 func (r *rig) unroute(to netip.Prefix) {

@@ -27,8 +27,10 @@ static __always_inline int answer(struct __sk_buff *skb)
 }
 
 /* What an address of services answers itself: an echo, and who asks for what is not there. */
-static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const struct decision *d, int err)
+static __always_inline int serve(struct __sk_buff *skb, struct packet *p, struct flow *f, const struct decision *d, int err)
 {
+	int refused;
+
 	if (err == SERVICE_ECHO) {
 		err = echo_answer(skb, p);
 		if (err)
@@ -37,7 +39,13 @@ static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const 
 		return answer(skb);
 	}
 	drop(skb, HOOK, (__u32)err);
-	return (d->flags & DECISION_REFUSE) && !refuse(skb, p) ? answer(skb) : TCX_DROP;
+	refused = (d->flags & DECISION_REFUSE) && !refuse(skb, p);
+	/* Whose backend has gone has no connection any more. */
+	if (f && (d->flags & DECISION_REFUSE)) {
+		p->tcp_flags |= TCP_RST;
+		flow_note_end(p, f);
+	}
+	return refused ? answer(skb) : TCX_DROP;
 }
 
 /* Into an endpoint: what another node says of the answers, now or at the first packet. */
@@ -71,9 +79,11 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 		return TCX_NEXT;
 	decided = path_is_decided(skb, p, f, d);
 	if (!decided) {
+		if (source_is_inside(p))
+			return drop(skb, HOOK, DROP_SPOOFED_SOURCE);
 		err = path_translate(p, f, d, CLIENT_OUTSIDE);
 		if (err)
-			return serve(skb, p, d, err);
+			return serve(skb, p, f, d, err);
 		err = route_from_device(skb, p, d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);

@@ -44,18 +44,30 @@ __global int neighbour(struct __sk_buff *skb, struct packet *p, int is_arp)
 	if (!ep || !p)
 		return drop(skb, HOOK, DROP_UNKNOWN_ENDPOINT);
 	err = is_arp ? neighbour_answer_arp(skb, ep) : neighbour_answer_ndp(skb, p, ep);
+	if (err == NEIGHBOUR_TELLS) {
+		count(skb, HOOK, ACTION_PASS);
+		return TCX_NEXT;
+	}
 	return err ? drop(skb, HOOK, (__u32)err) : answer(skb, ACTION_ANSWERED);
 }
 
 /* What an address of services answers itself: an echo, and who asks for what is not there. */
-static __always_inline int serve(struct __sk_buff *skb, struct packet *p, const struct decision *d, int err)
+static __always_inline int serve(struct __sk_buff *skb, struct packet *p, struct flow *f, const struct decision *d, int err)
 {
+	int refused;
+
 	if (err == SERVICE_ECHO) {
 		err = echo_answer(skb, p);
 		return err ? drop(skb, HOOK, (__u32)err) : answer(skb, ACTION_ANSWERED);
 	}
 	drop(skb, HOOK, (__u32)err);
-	return (d->flags & DECISION_REFUSE) && !refuse(skb, p) ? send_to_peer(skb, skb->ifindex) : TCX_DROP;
+	refused = (d->flags & DECISION_REFUSE) && !refuse(skb, p);
+	/* Whose backend has gone has no connection any more. */
+	if (f && (d->flags & DECISION_REFUSE)) {
+		p->tcp_flags |= TCP_RST;
+		flow_note_end(p, f);
+	}
+	return refused ? send_to_peer(skb, skb->ifindex) : TCX_DROP;
 }
 
 static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struct decision *d)
@@ -73,7 +85,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 		forged = source_is_endpoint(skb, p, &from);
 		err = path_translate(p, f, d, forged ? CLIENT_NONE : CLIENT_INSIDE);
 		if (err)
-			return serve(skb, p, d, err);
+			return serve(skb, p, f, d, err);
 		err = route_from_endpoint(skb, p, forged ? NULL : from, d);
 		if (err)
 			return drop(skb, HOOK, (__u32)err);

@@ -174,8 +174,8 @@ func everywhere(t *testing.T, c *Cluster, e *Endpoint) {
 }
 
 // Where the stack has the way out, all goes by its routes, and nothing leaves
-// past it, nor under another address. A service of the node's own endpoints is
-// there for the outside.
+// past it, nor under another address. Services are there for the outside all the
+// same, with backends here and on another node.
 func TestStackRouting(t *testing.T) {
 	t.Parallel()
 	inEachMode(t, "stack", Config{StackRouting: true, Endpoints: 2, Services: 1}, func(t *testing.T, c *Cluster) {
@@ -187,14 +187,21 @@ func TestStackRouting(t *testing.T) {
 			there := echo(t, c.Outside.Namespace, c.Outside.Addr(family))
 			requireSeen(t, n.Endpoints[0].Namespace, there, there.Addr(), n.Endpoints[0].Addr(family))
 			trace(t, n.Endpoints[0], c.Outside.Addr(family), n.Gateway(family), Router(family), c.Outside.Addr(family))
-			setService(t, c, lb.Service{Name: fmt.Sprint("port", family), Frontends: atAll(family, port, lb.NodePort), Backends: backends(family, n.Endpoints...)})
-			_, seen := visit(t, c, from(c.Outside.Addr(family)), nodePort(n, family, port))
-			require.Equal(t, c.Outside.Addr(family), seen.Addr())
-			_, err := probe.UDP(t.Context(), c.Outside.Namespace, nodePort(n, family, port), 1000)
-			require.NoError(t, err)
 		}
 		require.Zero(t, outcomes(t, n, "from endpoint", "to device"))
 		require.Positive(t, outcomes(t, n, "from endpoint", "to host"))
+		for _, family := range families {
+			for _, at := range []struct {
+				node *Node
+				seen netip.Addr
+			}{{n, c.Outside.Addr(family)}, {c.Nodes[1], seenFor(n, family)}} {
+				setService(t, c, lb.Service{Name: fmt.Sprint("port", family), Frontends: atAll(family, port, lb.NodePort), Backends: backends(family, at.node.Endpoints...)})
+				_, seen := visit(t, c, from(c.Outside.Addr(family)), nodePort(n, family, port))
+				require.Equal(t, at.seen, seen.Addr(), at.node.Name)
+				_, err := probe.UDP(t.Context(), c.Outside.Namespace, nodePort(n, family, port), 1000)
+				require.NoError(t, err)
+			}
+		}
 	})
 }
 

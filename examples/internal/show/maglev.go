@@ -36,6 +36,9 @@ func Maglevs(b *lb.Balancer, id uint32) ([]Maglev, error) {
 		for _, f := range t.Frontends {
 			m.Frontends = append(m.Frontends, Frontend{Address: f.Addr, Type: f.Type.String(), Protocol: f.Protocol.String()})
 		}
+		for _, f := range t.Outside {
+			m.Frontends = append(m.Frontends, Frontend{Address: f.Addr, Type: f.Type.String() + ", outside", Protocol: f.Protocol.String()})
+		}
 		shares := map[netip.AddrPort]int{}
 		for _, at := range t.Slots {
 			shares[at]++

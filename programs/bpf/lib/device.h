@@ -53,10 +53,10 @@ static __always_inline int device_choose(struct __sk_buff *skb, const struct pac
 		__builtin_memset(fib, 0, sizeof(*fib));
 		device_ask(skb, p, d, fib);
 		err = bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
-		if (err == -EINVAL) { /* before 6.3 */
+		if (err == -EINVAL) /* before 6.3 */
 			err = bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
+		if (err == BPF_FIB_LKUP_RET_NO_NEIGH)
 			fib->mtu = 0;
-		}
 	}
 	if (err == BPF_FIB_LKUP_RET_UNSUPP_LWT)
 		return WAY_STACK;
@@ -95,7 +95,7 @@ __global int device_find(struct __sk_buff *skb, struct packet *p, struct decisio
 
 	if (!p || !d)
 		return DROP_NO_ROUTE;
-	if (stack_routing || !node.uplinks)
+	if (!node.uplinks)
 		return WAY_STACK;
 	s = scratch_take_empty(sizeof(struct bpf_fib_lookup));
 	if (!s)

@@ -78,6 +78,8 @@ __global int direct_note(struct packet *p, struct decision *d)
 {
 	struct tuple t;
 
+	if (!with_nat)
+		return 0;
 	if (!p || !d || !direct_tuple(&d->reply, &t))
 		return 0;
 	d->verdict.flags |= VERDICT_TRANSLATE | VERDICT_FRONTEND;
@@ -91,6 +93,8 @@ __global int direct_rewrite(struct __sk_buff *skb, struct packet *p, struct verd
 {
 	struct tuple t;
 
+	if (!with_nat)
+		return DROP_FLOW_CHANGED;
 	if (!p || !v || !original || !direct_tuple(original, &t))
 		return DROP_FLOW_CHANGED;
 	return rewrite_tuple(skb, p, v, &t);
@@ -116,6 +120,8 @@ static __always_inline int direct_mend4(struct __sk_buff *skb, __s32 more)
 /* Tells the backend's node what the packet was sent to. It must not be an aggregate. */
 __global int direct_tell(struct __sk_buff *skb, struct packet *p)
 {
+	if (!with_nat)
+		return DROP_REWRITE_FAILED;
 	if (!p)
 		return DROP_REWRITE_FAILED;
 	if (p->family == 4) {
@@ -249,6 +255,8 @@ __global int direct_take(struct __sk_buff *skb, struct packet *p, struct verdict
 	__be16 port = 0;
 	int sound;
 
+	if (!with_nat)
+		return DROP_NONE;
 	if (!p || !v)
 		return DROP_REWRITE_FAILED;
 	s = scratch_take();

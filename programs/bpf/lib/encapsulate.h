@@ -63,6 +63,8 @@ __global int way_find(struct __sk_buff *skb, struct address *to)
 	struct way_work *w;
 	struct scratch *s;
 
+	if (!with_overlay)
+		return 0;
 	if (!to)
 		return 0;
 	s = scratch_take_empty(sizeof(*w));

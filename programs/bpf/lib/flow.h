@@ -336,32 +336,49 @@ static __always_inline int flow_can_move(const struct tuple *t)
 	return t->protocol == IPPROTO_TCP || t->protocol == IPPROTO_UDP || t->protocol == IPPROTO_ICMP || t->protocol == IPPROTO_ICMPV6;
 }
 
-/* The node's address is in the tuple: the port must be the node's to give. */
-static __always_inline long flow_insert_own(struct __sk_buff *skb, struct tuple *original, struct tuple *reply, struct flow *f)
+/* Tries one more port of the node. Answers -EEXIST if it is somebody's. */
+__global int flow_try_port(struct __sk_buff *skb, struct tuple *reply, struct flow *f)
 {
-	long err = -EEXIST;
+	long err;
+
+	if (!with_nat || !reply || !f)
+		return -EEXIST;
+	reply->dport = htons((__u16)port_seek(reply));
+	if (port_is_reserved(skb, reply))
+		return -EEXIST;
+	err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
+	if (!err || err == -EEXIST)
+		port_mark(reply, 1);
+	return (int)err;
+}
+
+/* The port that the flow has come with, if the node can give that. */
+__global int flow_keep_port(struct __sk_buff *skb, struct tuple *reply, struct flow *f)
+{
+	long err;
+
+	if (!with_nat || !reply || !f || !port_can_stay(skb, reply))
+		return -EADDRINUSE;
+	err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
+	if (!err) {
+		port_mark(reply, 1);
+		port_count(NAT_KEPT);
+	}
+	return (int)err;
+}
+
+/* The node's address is in the tuple: the port must be the node's to give. */
+static __always_inline int flow_insert_own(struct __sk_buff *skb, struct tuple *original, struct tuple *reply, struct flow *f)
+{
+	int err = flow_keep_port(skb, reply, f);
 	__u32 tries = 0;
 
-	if (port_can_stay(skb, reply)) {
-		err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
-		if (!err) {
-			port_mark(reply, 1);
-			port_count(NAT_KEPT);
-		}
-		if (err != -EEXIST || !flow_is_taken(reply, original) || flow_is_orphan(reply))
-			return err;
-	}
+	if (err != -EADDRINUSE && (err != -EEXIST || !flow_is_taken(reply, original) || flow_is_orphan(reply)))
+		return err;
 	if (!flow_can_move(reply))
 		return -EADDRINUSE;
-	for (int i = 0; i < PORT_TRIES && err == -EEXIST; i++) {
-		reply->dport = htons((__u16)port_seek(reply));
-		tries++;
-		if (port_is_reserved(skb, reply))
-			continue;
-		err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
-		if (!err || err == -EEXIST)
-			port_mark(reply, 1);
-	}
+	for (err = -EEXIST; tries < PORT_TRIES && err == -EEXIST; tries++)
+		err = flow_try_port(skb, reply, f);
 	if (!err)
 		port_count_tries(tries);
 	if (err != -EEXIST)
@@ -383,7 +400,7 @@ __global int flow_insert_reply(struct __sk_buff *skb, struct tuple *original, st
 	if (!original || !reply || !f)
 		return -EEXIST;
 	if (with_nat && (flags & DECISION_OWN_PORT))
-		return (int)flow_insert_own(skb, original, reply, f);
+		return flow_insert_own(skb, original, reply, f);
 	err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
 	if (err != -EEXIST || !with_translation || !flow_is_taken(reply, original) || flow_is_orphan(reply) || !flow_can_move(reply))
 		return (int)err;

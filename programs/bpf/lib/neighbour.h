@@ -20,6 +20,9 @@ struct arp_frame {
 	struct arphdr arp;
 } __packed;
 
+/* It is no question but the endpoint's answer to the node, which has a route to its device. */
+#define NEIGHBOUR_TELLS -1
+
 /* Turns the question into the answer, or says why there is none. */
 __global int neighbour_answer_arp(struct __sk_buff *skb, struct endpoint *ep)
 {
@@ -34,6 +37,10 @@ __global int neighbour_answer_arp(struct __sk_buff *skb, struct endpoint *ep)
 	if (f.arp.hardware != htons(1) || f.arp.protocol != htons(ETH_P_IP) || f.arp.hardware_len != ETH_ALEN ||
 	    f.arp.protocol_len != 4)
 		return DROP_BAD_LENGTH;
+	if (f.arp.operation == htons(ARP_REPLY) && !__builtin_memcmp(f.eth.dst, ep->node_mac, ETH_ALEN) &&
+	    !__builtin_memcmp(f.arp.sender_mac, ep->mac, ETH_ALEN) && !address_is_zero(&ep->addrs[0]) &&
+	    !__builtin_memcmp(f.arp.sender_ip, &ep->addrs[0].bytes[12], 4))
+		return NEIGHBOUR_TELLS;
 	if (address_is_zero(&gateway) || f.arp.operation != htons(ARP_REQUEST) ||
 	    __builtin_memcmp(f.arp.target_ip, &gateway.bytes[12], 4))
 		return DROP_NOT_FOR_GATEWAY;

@@ -96,7 +96,7 @@ __global __u32 port_seek(struct tuple *reply)
 	__u32 words = (nat_count + 63) / 64, random = bpf_get_prandom_u32(), turn = random & 63, word = 0;
 	struct nat_ports *hints;
 
-	if (!reply || !words)
+	if (!with_nat || !reply || !words)
 		return nat_first;
 	hints = port_hints(reply);
 	if (!hints)
@@ -157,6 +157,8 @@ __global int port_is_reserved(struct __sk_buff *skb, struct tuple *reply)
 {
 	struct frontend_key at = {};
 
+	if (!with_nat)
+		return 1;
 	if (!reply)
 		return 1;
 	if (reply->protocol != IPPROTO_TCP && reply->protocol != IPPROTO_UDP)

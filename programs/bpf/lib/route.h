@@ -119,17 +119,20 @@ static __always_inline int source_is_stack(const struct packet *p, __u32 *identi
  * Whoever is outside has none of the addresses that are here, nor of those that
  * come by the overlay. Nodes speak for themselves outside of it.
  */
-static __always_inline int source_is_outside(const struct packet *p)
+__global int source_is_inside(struct packet *p)
 {
-	const struct address *from = p->kind == PACKET_ICMP_ERROR ? &p->icmp_from : &p->tuple.saddr;
+	const struct address *from;
 	const struct peer *peer;
 
-	if (is_node_address(from) || (with_endpoints && endpoint_lookup(from)) || (with_services && is_service_address(from)))
-		return DROP_SPOOFED_SOURCE;
+	if (!p)
+		return 1;
+	from = p->kind == PACKET_ICMP_ERROR ? &p->icmp_from : &p->tuple.saddr;
+	if (is_node_address(from) || (with_endpoints && endpoint_lookup(from)))
+		return 1;
 	if (!with_overlay)
-		return DROP_NONE;
+		return 0;
 	peer = peer_lookup(from);
-	return peer && !address_is_equal(from, &peer->node) ? DROP_SPOOFED_SOURCE : DROP_NONE;
+	return peer && !address_is_equal(from, &peer->node);
 }
 
 /* Addresses that are nobody's, or everybody's, among those that the packet goes on with. */
@@ -272,7 +275,7 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 	struct verdict *v = &d->verdict;
 	struct endpoint *to;
 	const struct peer *peer;
-	int err;
+	int own, err;
 
 	if (!p || !d)
 		return DROP_NO_ROUTE;
@@ -294,7 +297,9 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 		if (peer && !(is_answer_of_service(p, d) && address_is_equal(&d->reply.saddr, &peer->node)))
 			return route_to_peer(skb, peer, from->identity, v);
 	}
-	err = is_node_address(&d->reply.saddr) ? WAY_STACK : device_find(skb, p, d);
+	own = is_node_address(&d->reply.saddr);
+	/* What is translated the stack could not turn back. */
+	err = own || (stack_routing && tuple_is_reverse(&p->tuple, &d->reply)) ? WAY_STACK : device_find(skb, p, d);
 	if (err == WAY_OUT) {
 		if (is_overlay_port(d))
 			return DROP_OVERLAY_PORT;
@@ -306,6 +311,9 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 	}
 	if (err != WAY_STACK)
 		return err;
+	/* By a device that is no uplink it would leave as it is. */
+	if (with_masquerade && !own && !(d->flags & DECISION_REPLY) && !device_sees_endpoints(&d->reply.saddr))
+		return DROP_NO_ADDRESS;
 	/* The stack has counted the hop of an answer, if there was one. */
 	route_back_to_endpoint(from, node.net_ifindex, 0, d);
 	return route_to_host(d, v);
@@ -319,6 +327,7 @@ __global int route_from_device(struct __sk_buff *skb, struct packet *p, struct d
 {
 	struct endpoint *to = NULL;
 	struct verdict *v;
+	const struct address *from;
 	int err, translated;
 
 	if (!p || !d)
@@ -329,14 +338,15 @@ __global int route_from_device(struct __sk_buff *skb, struct packet *p, struct d
 	translated = with_translation && !tuple_is_reverse(&p->tuple, &d->reply);
 	if (with_endpoints)
 		to = endpoint_lookup(&d->reply.saddr);
+	from = p->kind == PACKET_ICMP_ERROR ? &p->icmp_from : &p->tuple.saddr;
+	/* The node itself may have asked a service by another node, and is answered as from the service. */
 	if (!to && !translated) {
 		v->action = ACTION_PASS;
 		return DROP_NONE;
 	}
+	if (with_services && is_service_address(from))
+		return DROP_SPOOFED_SOURCE;
 	err = addresses_are_sane(p, d);
-	if (err)
-		return err;
-	err = source_is_outside(p);
 	if (err)
 		return err;
 	if (to)

@@ -19,13 +19,14 @@
 /*
  * May the packet leave as it is? DROP_NONE, DROP_TTL_EXCEEDED or DROP_TOO_BIG.
  * An aggregate is judged by its segments. IPv4 without DF goes on: the overlay
- * device splits the outer packet.
+ * device splits the outer packet, or the stack that of an uplink, if there is a host
+ * pair to it.
  */
 static __always_inline int send_check(const struct __sk_buff *skb, const struct packet *p, const struct verdict *v)
 {
 	if ((v->flags & VERDICT_DECREMENT_TTL) && unlikely(p->ttl <= 1))
 		return DROP_TTL_EXCEEDED;
-	if (v->mtu && unlikely(p->l3_len > v->mtu) && p->dont_fragment) {
+	if (v->mtu && unlikely(p->l3_len > v->mtu) && (p->dont_fragment || (v->action == ACTION_TO_DEVICE && !node.host_ifindex))) {
 		__u32 segment = skb->gso_size;
 
 		if (!segment || (__u32)p->l4 - ETH_HLEN + p->l4_len + segment > v->mtu)
@@ -121,6 +122,33 @@ static __always_inline int send_encapsulated(struct __sk_buff *skb, const struct
 	return (int)bpf_redirect_neigh(v->oif, &nh, sizeof(nh), 0);
 }
 
+/* One hop on, and under another tuple if the flow is translated. */
+static __always_inline int send_rewrite(struct __sk_buff *skb, const struct packet *p, const struct verdict *v, const struct tuple *reply)
+{
+	int err = DROP_NONE;
+
+	if (v->flags & VERDICT_DECREMENT_TTL)
+		err = rewrite_ttl(skb, p);
+	if (with_translation && (v->flags & VERDICT_TRANSLATE) && !err)
+		err = SENDS_ANSWERS && with_nat && unlikely(v->flags & VERDICT_FRONTEND) ?
+			      direct_rewrite(skb, (struct packet *)p, (struct verdict *)v, (struct tuple *)reply) :
+			      rewrite_tuple(skb, p, v, reply);
+	return err;
+}
+
+/* Into an endpoint. */
+static __always_inline int send_into(struct __sk_buff *skb, const struct verdict *v, __u32 program)
+{
+	int err = rewrite_macs(skb, v);
+
+	if (unlikely(err))
+		return drop(skb, program, (__u32)err);
+	count(skb, program, ACTION_TO_ENDPOINT);
+	if (unlikely(v->flags & VERDICT_NO_PEER_REDIRECT))
+		return (int)bpf_redirect(v->oif, 0);
+	return send_to_peer(skb, v->oif);
+}
+
 /*
  * Hands the packet over. It must have passed send_check(). reply: how its
  * answers will arrive, which says under which tuple it goes on.
@@ -128,25 +156,12 @@ static __always_inline int send_encapsulated(struct __sk_buff *skb, const struct
 static __always_inline int send(struct __sk_buff *skb, const struct packet *p, const struct verdict *v,
 				const struct tuple *reply, __u32 program)
 {
-	int err = DROP_NONE;
+	int err = send_rewrite(skb, p, v, reply);
 
-	if (v->flags & VERDICT_DECREMENT_TTL)
-		err = rewrite_ttl(skb, p);
-	if (with_translation && (v->flags & VERDICT_TRANSLATE) && !err)
-		err = SENDS_ANSWERS && with_nat && unlikely(v->flags & VERDICT_FRONTEND) ? direct_rewrite(skb, (struct packet *)p, (struct verdict *)v, (struct tuple *)reply) :
-									  rewrite_tuple(skb, p, v, reply);
 	if (unlikely(err))
 		return drop(skb, program, (__u32)err);
-
-	if (with_endpoints && v->action == ACTION_TO_ENDPOINT) {
-		err = rewrite_macs(skb, v);
-		if (unlikely(err))
-			return drop(skb, program, (__u32)err);
-		count(skb, program, ACTION_TO_ENDPOINT);
-		if (unlikely(v->flags & VERDICT_NO_PEER_REDIRECT))
-			return (int)bpf_redirect(v->oif, 0);
-		return send_to_peer(skb, v->oif);
-	}
+	if (with_endpoints && v->action == ACTION_TO_ENDPOINT)
+		return send_into(skb, v, program);
 	if (with_overlay && v->action == ACTION_TO_OVERLAY) {
 		if (likely((v->flags & VERDICT_ENCAPSULATE) && (p->l3_len <= v->mtu || skb->gso_size))) {
 			count(skb, program, ACTION_TO_OVERLAY);

@@ -58,5 +58,7 @@ static __always_inline int shortcut(struct __sk_buff *skb, const struct sender *
 		flow_touch(f, skb, p);
 	else
 		flow_track(skb, p, f);
-	return send(skb, p, &f->verdict, &f->peer, program);
+	if (send_rewrite(skb, p, &f->verdict, &f->peer))
+		return drop(skb, program, DROP_REWRITE_FAILED);
+	return send_into(skb, &f->verdict, program);
 }

@@ -136,6 +136,14 @@ static __always_inline int socket_choose(struct bpf_sock_addr *ctx, struct socke
 	w->steady = (__u16)datagram;
 	w->outside = 0;
 	err = service_choose(w);
+	/* The node's own ports are at its loopback addresses too. */
+	if (err == SERVICE_NONE && socket_node && netns == socket_node && address_is_martian(&to->addr)) {
+		__builtin_memset(&w->key.addr, 0, sizeof(w->key.addr));
+		if (address_is_ipv4(&to->addr))
+			address_from_ipv4(&w->key.addr, 0);
+		err = service_choose(w);
+		w->key.addr = to->addr; /* as it was asked */
+	}
 	/* Who may reach a service by his address is for the packet to show. */
 	if (err != SERVICE_NONE && (w->frontend.flags & FRONTEND_RANGES))
 		return SERVICE_CHOSEN;
