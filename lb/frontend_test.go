@@ -5,14 +5,19 @@ package lb
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/godatapath/datapath/devices/netnstest"
 	"github.com/godatapath/datapath/internal/packet"
+	"github.com/godatapath/datapath/internal/wire"
+	"github.com/godatapath/datapath/maps"
 )
 
 // A frontend of every type is reached by an endpoint's packets, and what else is
@@ -191,4 +196,43 @@ func TestEachTableFull(t *testing.T) {
 			require.Zero(t, countRows(t, r.bal))
 		})
 	}
+}
+
+// A node's address comes and another goes: the ports of services follow.
+func TestNodeAddrsChange(t *testing.T) {
+	t.Parallel()
+	first, second := at(a("192.0.2.1"), 30080), at(a("192.0.2.2"), 30080)
+	pins := netnstest.NewLab(t).PinDir()
+	b := newBal(t, Config{Config: maps.Config{Pins: pins}, NodeAddrs: []netip.Addr{first.Addr()}})
+	defer func() { require.NoError(t, b.Remove()) }()
+	s := Service{Name: "web", Frontends: []Frontend{{Addr: at(netip.IPv4Unspecified(), 30080), Type: NodePort}}, Backends: []Backend{{Addr: at(a("10.0.0.1"), 80)}}}
+	require.NoError(t, b.SetService(s))
+	require.NoError(t, b.SetService(Service{Name: "other", Frontends: []Frontend{{Addr: at(a("192.0.2.3"), 30080), Type: ExternalIP}}, Backends: s.Backends}))
+	is := func(at netip.AddrPort) bool {
+		_, err := b.tables.frontends.Lookup(frontendKey(at, TCP))
+		return err == nil
+	}
+	require.True(t, is(first))
+	require.NoError(t, b.SetNodeAddrs([]netip.Addr{first.Addr(), second.Addr()}))
+	require.True(t, is(first) && is(second))
+	require.NoError(t, b.SetNodeAddrs([]netip.Addr{second.Addr()}))
+	require.True(t, !is(first) && is(second))
+	_, err := b.tables.frontends.Lookup(addrKey(wire.Addr(first.Addr())))
+	require.ErrorIs(t, err, ebpf.ErrKeyNotExist, "its address is no one of services any more")
+
+	// Where another service is, this one can not be, and stays where it was.
+	err = b.SetNodeAddrs([]netip.Addr{a("192.0.2.3")})
+	require.ErrorIs(t, err, os.ErrExist)
+	require.ErrorContains(t, err, `service "web": frontend 192.0.2.3:30080/TCP belongs to service "other"`)
+	require.True(t, is(second))
+	require.NoError(t, b.DeleteService("other"))
+	require.NoError(t, b.SetNodeAddrs([]netip.Addr{a("192.0.2.3")}), "the next call does the rest")
+	require.True(t, !is(second) && is(at(a("192.0.2.3"), 30080)))
+	require.ErrorIs(t, b.SetNodeAddrs([]netip.Addr{{}}), os.ErrInvalid)
+	opened, err := Open(pins)
+	require.NoError(t, err)
+	defer opened.Close()
+	require.ErrorIs(t, opened.SetNodeAddrs(nil), os.ErrInvalid)
+	require.NoError(t, b.Close())
+	require.ErrorIs(t, b.SetNodeAddrs(nil), os.ErrClosed)
 }

@@ -308,10 +308,18 @@ func TestNodePortsAreKept(t *testing.T) {
 	for _, at := range []string{"0.0.0.0:30082", "192.0.2.1:8443", "[2001:db8::1]:8444"} {
 		require.NoError(t, bind(l.client, at, unix.SOCK_STREAM), at)
 	}
-	// Through the port one reaches the service.
-	require.NoError(t, l.groups.do(l.client, func() error {
-		_, err := connect(netip.MustParseAddrPort("192.0.2.1:30080"), false, unix.SOCK_STREAM)
-		return err
+	// Through the port one reaches the service, also by an address of the loopback device.
+	for _, to := range []string{"192.0.2.1:30080", "127.0.0.1:30080", "127.9.9.9:30080", "[::1]:30082"} {
+		require.NoError(t, l.groups.do(l.client, func() error {
+			peer, err := connect(netip.MustParseAddrPort(to), false, unix.SOCK_STREAM)
+			assert.Equal(t, netip.MustParseAddrPort(to), peer, "as it was asked")
+			return err
+		}), to)
+	}
+	require.NoError(t, l.groups.do(l.server, func() error {
+		_, err := connect(netip.MustParseAddrPort("127.0.0.1:30080"), false, unix.SOCK_STREAM)
+		assert.ErrorIs(t, err, unix.ECONNREFUSED, "that of another namespace is its own")
+		return nil
 	}))
 }
 
