@@ -27,6 +27,15 @@
 // table that is full of established flows remembers no more; packets go on and
 // are judged one by one, and [Stats] tells.
 //
+// # NAT
+//
+// With [Config].NAT flows may leave in the node's name: what endpoints send out of
+// the node (masquerade), and the packets of services to backends on other nodes.
+// That is no table of its own: the translation is the difference between the two
+// tuples of a flow, and a port is free if the tuple of the answers can be put in.
+// [Table.PortUse] counts the ports of each destination, [Table.NATStats] how long
+// they were looked for.
+//
 // # Lifetime
 //
 // With Config.Pins the table outlives the process, and the next New adopts it

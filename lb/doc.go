@@ -31,6 +31,10 @@
 // reaches a stranger who has got its address. Connected sockets that were translated
 // to it are ended (kernel 6.5).
 //
+// Frontends of all types but ClusterIP are there for clients from outside too, at
+// the uplinks of programs.Datapath.AttachDevice. A backend on another node sees this
+// node as the client (conntrack.NAT), unless the service is Direct.
+//
 // Sockets can be had alone: they need no flow table and no programs on devices. In
 // one client do not mix the two for one service, asking it now by packets, now by
 // sockets: to its backend both are connections between the same two addresses, and

@@ -16,6 +16,12 @@
 // way to from_host. An agent runs conntrack.Table.Run as well, else no idle flow
 // ever ends.
 //
+// The world outside is reached by the uplinks that [Datapath.AttachDevice] gets,
+// where the node's own routes lead; [Datapath.SetNodeAddrs] tells the node's
+// addresses. What endpoints send there leaves with an address of the node if the
+// flow table masquerades (conntrack.NAT), and services are there for clients from
+// outside (lb.Service). [Config].StackRouting leaves the way out to the stack.
+//
 // A block that is not passed is a dead branch, which the verifier takes out:
 // without the flow table every packet is judged, without peers there is no
 // overlay. One program serves all endpoints of a node.

@@ -3,6 +3,7 @@
 package programs_test
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -263,8 +264,11 @@ func testWaysOut(t *testing.T, r *rig, f family, o outside) {
 		for kind, dst := range o.nowhere {
 			r.expect(fromBlue, ask(dst), dropped("no route"), kind)
 		}
-		r.expect(fromBlue, ask(o.side), intoHost(ask(o.side), flow(o.side)), "a device that is no uplink: the stack's, as it is")
+		r.expect(fromBlue, ask(o.side), dropped("no address"), "a device that is no uplink, where it would leave as it is")
 		r.expect(fromBlue, ask(o.node2), dropped("no route"), "an address of the node that is not told")
+		require.NoError(t, r.flows.SetUnmasqueraded([]netip.Prefix{host(o.side)}))
+		r.expect(fromBlue, ask(o.side), intoHost(ask(o.side), flow(o.side)), "and may: the stack's")
+		require.NoError(t, r.flows.SetUnmasqueraded(nil))
 	}
 	require.NoError(t, r.dp.SetNodeAddrs(o.node, o.node2))
 	frame := udp(f.blue, o.node2, 5000, 53)
@@ -340,7 +344,10 @@ func testMasqueradedFlowGoesAnotherWay(t *testing.T, r *rig, f family, _ outside
 		want        func(frame []byte, flows ...string) want
 	}{
 		"to the host": {
-			func() error { r.route("", host(f.world), sideIfindex, netip.Addr{}); return r.dp.Bump() },
+			func() error {
+				r.route("", host(f.world), sideIfindex, netip.Addr{})
+				return r.flows.SetUnmasqueraded([]netip.Prefix{host(f.world)})
+			},
 			func() error { r.unroute(host(f.world)); return r.dp.Bump() },
 			intoHost,
 		},
@@ -360,7 +367,9 @@ func testMasqueradedFlowGoesAnotherWay(t *testing.T, r *rig, f family, _ outside
 			intoGreen,
 		},
 		"without an uplink": {
-			func() error { return r.dp.DetachDevice(link{upIfindex}) },
+			func() error {
+				return errors.Join(r.dp.DetachDevice(link{upIfindex}), r.flows.SetUnmasqueraded([]netip.Prefix{host(f.world)}))
+			},
 			func() error { return nil },
 			intoHost,
 		},
