@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/internal/bpf"
 	"github.com/godatapath/datapath/internal/invalid"
@@ -35,7 +36,7 @@ const (
 	unmasqueradedTable   = bpf.TableMapUnmasqueraded
 	natHintsTable        = bpf.TableMapNatHints
 	natEventsTable       = bpf.TableMapNatEvents
-	longestSearch        = 64 // tries; PORT_TRIES
+	longestSearch        = 128 // tries; PORT_TRIES
 )
 
 // NAT describes how flows leave in the node's name. A flow that does gets a port
@@ -105,7 +106,7 @@ func (t *Table) makeNAT(u *undo.Stack, spec *ebpf.CollectionSpec) (err error) {
 	if n.prefixes, err = table[bpf.TablePrefixKey, uint32](u, spec.Maps[unmasqueradedTable], t.cfg.NAT.Unmasqueraded, t.cfg, nil); err != nil {
 		return err
 	}
-	if n.hints, err = table[uint32, bpf.TableNatPorts](u, spec.Maps[natHintsTable], t.cfg.NAT.PortHints, t.cfg, nil); err != nil {
+	if n.hints, err = table[uint32, bpf.TableNatPorts](u, spec.Maps[natHintsTable], t.cfg.NAT.PortHints, t.cfg, func(_, _ *ebpf.Map) error { return nil }); err != nil {
 		return err
 	}
 	n.events, err = table[uint32, []uint64](u, spec.Maps[natEventsTable], 0, t.cfg, nil)
@@ -125,6 +126,40 @@ func (t *Table) openNAT(pins string, spec *ebpf.CollectionSpec) (err error) {
 	t.nat = n
 	n.events, err = maps.OpenSpec(filepath.Join(pins, natEventsTable), maps.Spec[uint32, []uint64]{Map: spec.Maps[natEventsTable], Schema: schema})
 	return err
+}
+
+// prefixesFit refuses pinned prefixes that are too many, before anything is replaced.
+func prefixesFit(spec *ebpf.CollectionSpec, cfg Config) error {
+	if cfg.NAT == nil || cfg.Pins == "" || cfg.OnMismatch != maps.Migrate {
+		return nil
+	}
+	old, err := maps.OpenSpec(filepath.Join(cfg.Pins, unmasqueradedTable), maps.Spec[bpf.TablePrefixKey, uint32]{Map: spec.Maps[unmasqueradedTable].Copy(), Schema: schema})
+	if err != nil {
+		return nil // there is none, or making it tells what is wrong with it
+	}
+	defer old.Close()
+	n, err := old.Len()
+	if err == nil && n > cfg.NAT.Unmasqueraded {
+		err = fmt.Errorf("%d prefixes do not fit NAT.Unmasqueraded, which is %d: %w", n, cfg.NAT.Unmasqueraded, unix.E2BIG)
+	}
+	if err != nil {
+		return fmt.Errorf("make table %s: %w", unmasqueradedTable, err)
+	}
+	return nil
+}
+
+// removeLeftNAT takes away the pins of an earlier table with NAT.
+func removeLeftNAT(pins string) error {
+	if pins == "" {
+		return nil
+	}
+	var errs []error
+	for _, name := range []string{natEventsTable, natHintsTable, unmasqueradedTable} {
+		if err := os.Remove(filepath.Join(pins, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (n *nat) close() error {
@@ -184,7 +219,11 @@ func (t *Table) SetUnmasqueraded(prefixes []netip.Prefix) error {
 	}
 	changed, err := t.nat.prefixes.Sync(gomaps.All(want))
 	if err != nil {
-		return fmt.Errorf("set the unmasqueraded prefixes: %w", err)
+		err = fmt.Errorf("set the unmasqueraded prefixes: %w", err)
+		if changed != (maps.Changes{}) {
+			err = errors.Join(err, t.nat.epoch.Changed()) // some have
+		}
+		return err
 	}
 	if changed == (maps.Changes{}) {
 		return t.nat.epoch.Unchanged()
@@ -216,7 +255,7 @@ type NATStats struct {
 	Found     uint64 // flows that got another one
 	Exhausted uint64 // packets that were dropped because no port was found in as many tries as are made
 	// Tries tells how many ports were tried for the flows of Found: element i counts
-	// those with 2^i to 2^(i+1)-1 tries. No more than 64 are made.
+	// those with 2^i to 2^(i+1)-1 tries. No more than 128 are made.
 	Tries []uint64
 }
 
@@ -266,7 +305,7 @@ func (t *Table) PortUse() ([]PortUse, error) {
 		if err != nil {
 			return nil, err
 		}
-		if f.IsSourceTranslated() && f.Original.Src.Addr() != f.Reply.Src.Addr() { // who asks itself has a source of its own kind
+		if from := f.Original.Src.Addr(); f.Reply.Dst.Addr() != from && f.Reply.Src.Addr() != from {
 			counted[key{f.Reply.Dst.Addr(), f.Reply.Src, f.Original.Protocol}]++
 		}
 	}

@@ -72,6 +72,9 @@ func New(cfg Config) (_ *Table, err error) {
 	defer u.Run(&err)
 	t := &Table{cfg: cfg, closed: make(chan struct{})}
 	u.Push(t.Close)
+	if err := prefixesFit(spec, cfg); err != nil {
+		return nil, err
+	}
 	// The only one that can be too small for what is pinned comes first, so that
 	// nothing is replaced then.
 	if t.flows, err = table[bpf.TableTuple, bpf.TableFlow](&u, spec.Maps[flowsTable], 2*cfg.Flows, cfg, nil); err != nil {
@@ -210,7 +213,11 @@ func (t *Table) Remove() error {
 	if t.ring == nil {
 		return errors.New("remove the flow table: it was opened for reading")
 	}
-	return errors.Join(t.Close(), t.nat.remove(), t.head.Remove(), t.fragments.Remove(), t.events.Remove(), t.ring.Remove(), t.flows.Remove())
+	left := t.nat.remove
+	if t.nat == nil {
+		left = func() error { return removeLeftNAT(t.cfg.Pins) }
+	}
+	return errors.Join(t.Close(), left(), t.head.Remove(), t.fragments.Remove(), t.events.Remove(), t.ring.Remove(), t.flows.Remove())
 }
 
 // DatapathParts makes the table a block of programs.Load.

@@ -171,7 +171,7 @@ func TestAttachBadInput(t *testing.T) {
 		text   string
 	}{
 		"no program":    {change(func(a *programs.Attach) { a.Program = nil }), nil, "Program is nil"},
-		"no direction":  {change(func(a *programs.Attach) { a.Direction = 0 }), nil, "want Ingress or Egress"},
+		"no direction":  {change(func(a *programs.Attach) { a.Direction = 0 }), nil, "want Ingress, Egress or XDP"},
 		"index 0":       {change(func(a *programs.Attach) { a.Ifindex = 0 }), nil, "Ifindex is not that of a device"},
 		"index below 0": {change(func(a *programs.Attach) { a.Ifindex = -1 }), nil, "Ifindex is not that of a device"},
 		"no device": {change(func(a *programs.Attach) { a.Ifindex = 1 << 20 }), unix.ENODEV,

@@ -337,13 +337,13 @@ static __always_inline int flow_can_move(const struct tuple *t)
 }
 
 /* Tries one more port of the node. Answers -EEXIST if it is somebody's. */
-__global int flow_try_port(struct __sk_buff *skb, struct tuple *reply, struct flow *f)
+__global int flow_try_port(struct __sk_buff *skb, struct tuple *reply, struct flow *f, __u32 tries)
 {
 	long err;
 
 	if (!with_nat || !reply || !f)
 		return -EEXIST;
-	reply->dport = htons((__u16)port_seek(reply));
+	reply->dport = htons((__u16)port_seek(reply, tries));
 	if (port_is_reserved(skb, reply))
 		return -EEXIST;
 	err = bpf_map_update_elem(&flows, reply, f, BPF_NOEXIST);
@@ -378,7 +378,7 @@ static __always_inline int flow_insert_own(struct __sk_buff *skb, struct tuple *
 	if (!flow_can_move(reply))
 		return -EADDRINUSE;
 	for (err = -EEXIST; tries < PORT_TRIES && err == -EEXIST; tries++)
-		err = flow_try_port(skb, reply, f);
+		err = flow_try_port(skb, reply, f, tries);
 	if (!err)
 		port_count_tries(tries);
 	if (err != -EEXIST)
@@ -482,7 +482,7 @@ static __always_inline int flow_write(struct __sk_buff *skb, struct packet *p, s
 		err = flow_insert_reply(skb, &p->tuple, &d->reply, f, d->flags);
 	if (port != d->reply.dport) {
 		nat_note(&p->tuple, d);
-		other = flow_lookup(&d->reply);
+		other = err ? NULL : flow_lookup(&d->reply);
 		if (other)
 			other->judged = 0; /* what was noted is of another port */
 	}

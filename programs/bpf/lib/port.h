@@ -14,7 +14,7 @@
 #include "types.h"
 
 /* So many ports are tried for a flow. */
-#define PORT_TRIES 64
+#define PORT_TRIES 128
 /* So many words of hints are looked at for each. */
 #define PORT_WORDS 16
 
@@ -88,10 +88,12 @@ static __always_inline __u32 port_lowest_bit(__u64 w)
 }
 
 /*
- * A port that seems to be free, at random (RFC 6056). Where none seems to be, some are
- * forgotten: flows may have gone that nobody told us of.
+ * A port that seems to be free, at random (RFC 6056), or any one where none seems to
+ * be: others share the hints. Some are forgotten then, now and again: flows may have
+ * gone that nobody told us of. Not each time, or words that really are full would be
+ * looked through over and over.
  */
-__global __u32 port_seek(struct tuple *reply)
+__global __u32 port_seek(struct tuple *reply, __u32 tries)
 {
 	__u32 words = (nat_count + 63) / 64, random = bpf_get_prandom_u32(), turn = random & 63, word = 0;
 	struct nat_ports *hints;
@@ -113,9 +115,12 @@ __global __u32 port_seek(struct tuple *reply)
 
 			return nat_first + word * 64 + ((port_lowest_bit(turned) + turn) & 63);
 		}
+		if (tries)
+			break; /* they have lied to this search: it does not go where they lead */
 		word = word + 1 < words ? word + 1 : 0;
 	}
-	hints->used[word & (NAT_WORDS - 1)] = 0;
+	if (!(random >> 26))
+		hints->used[word & (NAT_WORDS - 1)] = 0;
 	return nat_first + random % (nat_count ? nat_count : 1);
 }
 

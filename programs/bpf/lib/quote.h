@@ -73,11 +73,43 @@ static __always_inline __s64 quote_write_ports(struct __sk_buff *skb, const stru
 	return checksum_fold((__u32)bpf_csum_diff(before, sizeof(before), after, sizeof(after), 0));
 }
 
+/*
+ * The checksum of the quoted transport follows, if it is quoted: some tell their
+ * probes by it. Returns what that adds to a sum, or -1.
+ */
+static __always_inline __s64 quote_write_check(struct __sk_buff *skb, const struct packet *p, __u32 diff)
+{
+	__u32 at = p->quoted_l4, end = ETH_HLEN + (__u32)p->l3_len;
+	int udp = p->tuple.protocol == IPPROTO_UDP;
+	__be16 before, after;
+
+	if (udp)
+		at += __builtin_offsetof(struct udphdr, check);
+	else if (p->tuple.protocol == IPPROTO_TCP)
+		at += __builtin_offsetof(struct tcphdr, check);
+	else if (p->tuple.protocol != IPPROTO_SCTP)
+		at += __builtin_offsetof(struct icmphdr, check);
+	else
+		return 0;
+	if (at + sizeof(before) > end)
+		return 0;
+	if (bpf_skb_load_bytes(skb, at, &before, sizeof(before)))
+		return -1;
+	if (udp && !before)
+		return 0;
+	after = checksum_adjust(before, diff);
+	if (udp && !after)
+		after = 0xffff;
+	if (bpf_skb_store_bytes(skb, at, &after, sizeof(after), 0))
+		return -1;
+	return checksum_fold((__u32)(__u16)~before + after);
+}
+
 __global int quote_translate(struct __sk_buff *skb, struct packet *p, struct decision *d)
 {
 	struct quote_addresses from = {}, to = {};
 	__u32 check;
-	__s64 inner, ports, outer;
+	__s64 inner, ports, sum, outer;
 
 	if (!p || !d)
 		return DROP_REWRITE_FAILED;
@@ -91,7 +123,12 @@ __global int quote_translate(struct __sk_buff *skb, struct packet *p, struct dec
 	ports = quote_write_ports(skb, p, &d->reply);
 	if (ports < 0)
 		return DROP_REWRITE_FAILED;
-	inner += ports;
+	/* ICMP alone does not sum up the addresses. */
+	sum = p->tuple.protocol == IPPROTO_ICMP ? 0 : checksum_fold((__u32)bpf_csum_diff(&from, sizeof(from), &to, sizeof(to), 0));
+	sum = quote_write_check(skb, p, (__u32)(sum + ports));
+	if (sum < 0)
+		return DROP_REWRITE_FAILED;
+	inner += ports + sum;
 
 	quote_fill(&from, p->family, &p->icmp_from, &p->tuple.daddr);
 	quote_fill(&to, p->family, address_is_equal(&p->icmp_from, &p->tuple.saddr) ? &d->reply.daddr : &p->icmp_from, &d->reply.saddr);

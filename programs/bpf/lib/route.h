@@ -269,6 +269,16 @@ static __always_inline int route_to_backend(struct __sk_buff *skb, struct packet
 	return peer ? route_to_peer(skb, peer, identity, &d->verdict) : DROP_NONE;
 }
 
+/*
+ * Inside nobody is spoken to in the node's name: a flow that has left in it before
+ * begins anew. Who talks to himself by a service keeps the address for that.
+ */
+static __always_inline void route_as_itself(const struct packet *p, struct decision *d)
+{
+	if (with_nat && (d->flags & DECISION_KNOWN) && !address_is_equal(&d->reply.saddr, &p->tuple.saddr))
+		device_leave_as(p, &p->tuple.saddr, d);
+}
+
 /* from: who sends it; NULL if that is not who it says. */
 __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct endpoint *from, struct decision *d)
 {
@@ -288,14 +298,17 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 		return DROP_SPOOFED_SOURCE;
 	to = endpoint_lookup(&d->reply.saddr);
 	if (to) {
+		route_as_itself(p, d);
 		route_back_to_endpoint(from, to->ifindex, VERDICT_DECREMENT_TTL, d);
 		return route_to_endpoint(to, v);
 	}
 	if (with_overlay) {
 		peer = peer_lookup(&d->reply.saddr);
 		/* A node that has asked for a service has done so beside the overlay. */
-		if (peer && !(is_answer_of_service(p, d) && address_is_equal(&d->reply.saddr, &peer->node)))
+		if (peer && !(is_answer_of_service(p, d) && address_is_equal(&d->reply.saddr, &peer->node))) {
+			route_as_itself(p, d);
 			return route_to_peer(skb, peer, from->identity, v);
+		}
 	}
 	own = is_node_address(&d->reply.saddr);
 	/* What is translated the stack could not turn back. */
@@ -314,6 +327,7 @@ __global int route_from_endpoint(struct __sk_buff *skb, struct packet *p, struct
 	/* By a device that is no uplink it would leave as it is. */
 	if (with_masquerade && !own && !(d->flags & DECISION_REPLY) && !device_sees_endpoints(&d->reply.saddr))
 		return DROP_NO_ADDRESS;
+	route_as_itself(p, d);
 	/* The stack has counted the hop of an answer, if there was one. */
 	route_back_to_endpoint(from, node.net_ifindex, 0, d);
 	return route_to_host(d, v);

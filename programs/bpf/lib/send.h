@@ -70,6 +70,12 @@ static __always_inline int send_to_peer(struct __sk_buff *skb, __u32 ifindex)
 	return (int)bpf_redirect_peer(ifindex, 0);
 }
 
+/* The stack cuts it, and counts the hop. */
+static __always_inline int send_goes_in_pieces(const struct __sk_buff *skb, const struct packet *p, const struct verdict *v)
+{
+	return v->action == ACTION_TO_DEVICE && v->mtu && p->l3_len > v->mtu && !p->dont_fragment && !skb->gso_size && node.host_ifindex;
+}
+
 /*
  * Out of the node. The kernel writes the link-layer header, and finds the next
  * hop's address first if it must. A packet that has to go in pieces is left to
@@ -80,7 +86,7 @@ static __always_inline int send_to_device(struct __sk_buff *skb, const struct pa
 	const __be32 *via = (const __be32 *)v->remote.bytes;
 	struct bpf_redir_neigh to = {};
 
-	if (unlikely(v->mtu && p->l3_len > v->mtu && !p->dont_fragment && !skb->gso_size && node.host_ifindex)) {
+	if (unlikely(send_goes_in_pieces(skb, p, v))) {
 		__u8 macs[2 * ETH_ALEN];
 
 		for (int i = 0; i < ETH_ALEN; i++) {
@@ -127,7 +133,7 @@ static __always_inline int send_rewrite(struct __sk_buff *skb, const struct pack
 {
 	int err = DROP_NONE;
 
-	if (v->flags & VERDICT_DECREMENT_TTL)
+	if ((v->flags & VERDICT_DECREMENT_TTL) && likely(!send_goes_in_pieces(skb, p, v)))
 		err = rewrite_ttl(skb, p);
 	if (with_translation && (v->flags & VERDICT_TRANSLATE) && !err)
 		err = SENDS_ANSWERS && with_nat && unlikely(v->flags & VERDICT_FRONTEND) ?
