@@ -220,7 +220,7 @@ func TestNATStats(t *testing.T) {
 	table := newTable(t, Config{Flows: 64, NAT: &NAT{}})
 	got, err := table.NATStats()
 	require.NoError(t, err)
-	assert.Equal(t, NATStats{Tries: make([]uint64, 7)}, got)
+	assert.Equal(t, NATStats{Tries: make([]uint64, 8)}, got)
 	cpus := ebpf.MustPossibleCPU()
 	for event := range uint32(bpf.TableNatEventNAT_EVENT_COUNT) {
 		perCPU := make([]uint64, cpus)
@@ -233,8 +233,8 @@ func TestNATStats(t *testing.T) {
 	got, err = table.NATStats()
 	require.NoError(t, err)
 	assert.Equal(t, NATStats{
-		Kept: 9 * all, Exhausted: 10 * all, Found: (1 + 2 + 3 + 4 + 5 + 6 + 7) * all,
-		Tries: []uint64{all, 2 * all, 3 * all, 4 * all, 5 * all, 6 * all, 7 * all},
+		Kept: 9 * all, Exhausted: 10 * all, Found: (1 + 2 + 3 + 4 + 5 + 6 + 7 + 8) * all,
+		Tries: []uint64{all, 2 * all, 3 * all, 4 * all, 5 * all, 6 * all, 7 * all, 8 * all},
 	}, got)
 }
 

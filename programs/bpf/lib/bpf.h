@@ -32,6 +32,8 @@ typedef __u32 __be32;
 #define __global __attribute__((noinline))
 #define __unused __attribute__((unused))
 #define __packed __attribute__((packed))
+/* What has been read from memory is not kept in registers past it. */
+#define barrier() asm volatile("" ::: "memory")
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 

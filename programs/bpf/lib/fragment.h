@@ -28,31 +28,34 @@ static __always_inline void fragment_key_of(const struct packet *p, struct fragm
  */
 static __always_inline int fragment_add(struct fragments *f, __u16 start, __u16 end)
 {
-	int spare = -1;
-
-	for (int i = 0; i < FRAGMENT_SPANS; i++)
+	/* What is read is read anew each time, or the verifier would follow every mixture of what there may be. */
+	for (int i = 0; i < FRAGMENT_SPANS; i++) {
+		barrier();
 		if (f->got[i].end && start < f->got[i].end && end > f->got[i].start)
 			return DROP_FRAGMENT_OVERLAP;
+	}
 	for (int i = 0; i < FRAGMENT_SPANS; i++) {
+		barrier();
+		if (!f->got[i].end)
+			continue;
+		if (f->got[i].end == start) {
+			f->got[i].end = end;
+			return DROP_NONE;
+		}
+		if (f->got[i].start == end) {
+			f->got[i].start = start;
+			return DROP_NONE;
+		}
+	}
+	for (int i = 0; i < FRAGMENT_SPANS; i++) {
+		barrier();
 		if (!f->got[i].end) {
-			spare = i;
-		} else if (f->got[i].end == start) {
-			f->got[i].end = end;
-			return DROP_NONE;
-		} else if (f->got[i].start == end) {
 			f->got[i].start = start;
+			f->got[i].end = end;
 			return DROP_NONE;
 		}
 	}
-	if (spare < 0)
-		return DROP_FRAGMENT_DISORDER;
-	for (int i = 0; i < FRAGMENT_SPANS; i++) {
-		if (i == spare) {
-			f->got[i].start = start;
-			f->got[i].end = end;
-		}
-	}
-	return DROP_NONE;
+	return DROP_FRAGMENT_DISORDER;
 }
 
 static __always_inline __u16 fragment_end(const struct packet *p)
