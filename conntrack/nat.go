@@ -35,6 +35,7 @@ const (
 	DefaultPortHints     = 64
 	unmasqueradedTable   = bpf.TableMapUnmasqueraded
 	natHintsTable        = bpf.TableMapNatHints
+	natRangeTable        = bpf.TableMapNatRange
 	natEventsTable       = bpf.TableMapNatEvents
 	longestSearch        = 128 // tries; PORT_TRIES
 )
@@ -94,6 +95,7 @@ type nat struct {
 	prefixes *maps.Map[bpf.TablePrefixKey, uint32]
 	hints    *maps.Map[uint32, bpf.TableNatPorts]
 	events   *maps.Map[uint32, []uint64]
+	ports    *maps.Map[uint32, bpf.TableNatRange]
 	epoch    *node.Epoch
 }
 
@@ -109,8 +111,13 @@ func (t *Table) makeNAT(u *undo.Stack, spec *ebpf.CollectionSpec) (err error) {
 	if n.hints, err = table[uint32, bpf.TableNatPorts](u, spec.Maps[natHintsTable], t.cfg.NAT.PortHints, t.cfg, func(_, _ *ebpf.Map) error { return nil }); err != nil {
 		return err
 	}
-	n.events, err = table[uint32, []uint64](u, spec.Maps[natEventsTable], 0, t.cfg, nil)
-	return err
+	if n.events, err = table[uint32, []uint64](u, spec.Maps[natEventsTable], 0, t.cfg, nil); err != nil {
+		return err
+	}
+	if n.ports, err = table[uint32, bpf.TableNatRange](u, spec.Maps[natRangeTable], 0, t.cfg, nil); err != nil {
+		return err
+	}
+	return n.ports.Set(0, bpf.TableNatRange{First: t.cfg.NAT.FirstPort, Last: t.cfg.NAT.LastPort})
 }
 
 // openNAT opens what a pinned table has for NAT, if it has it.
@@ -124,7 +131,10 @@ func (t *Table) openNAT(pins string, spec *ebpf.CollectionSpec) (err error) {
 		return err
 	}
 	t.nat = n
-	n.events, err = maps.OpenSpec(filepath.Join(pins, natEventsTable), maps.Spec[uint32, []uint64]{Map: spec.Maps[natEventsTable], Schema: schema})
+	if n.events, err = maps.OpenSpec(filepath.Join(pins, natEventsTable), maps.Spec[uint32, []uint64]{Map: spec.Maps[natEventsTable], Schema: schema}); err != nil {
+		return err
+	}
+	n.ports, err = maps.OpenSpec(filepath.Join(pins, natRangeTable), maps.Spec[uint32, bpf.TableNatRange]{Map: spec.Maps[natRangeTable], Schema: schema})
 	return err
 }
 
@@ -154,7 +164,7 @@ func removeLeftNAT(pins string) error {
 		return nil
 	}
 	var errs []error
-	for _, name := range []string{natEventsTable, natHintsTable, unmasqueradedTable} {
+	for _, name := range []string{natRangeTable, natEventsTable, natHintsTable, unmasqueradedTable} {
 		if err := os.Remove(filepath.Join(pins, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -167,6 +177,9 @@ func (n *nat) close() error {
 		return nil
 	}
 	var errs []error
+	if n.ports != nil {
+		errs = append(errs, n.ports.Close())
+	}
 	if n.events != nil {
 		errs = append(errs, n.events.Close())
 	}
@@ -183,7 +196,7 @@ func (n *nat) remove() error {
 	if n == nil {
 		return nil
 	}
-	return errors.Join(n.events.Remove(), n.hints.Remove(), n.prefixes.Remove())
+	return errors.Join(n.ports.Remove(), n.events.Remove(), n.hints.Remove(), n.prefixes.Remove())
 }
 
 // natSettings are load-time constants of all programs that touch flows.
@@ -281,6 +294,19 @@ func (t *Table) NATStats() (NATStats, error) {
 		out.Found += n
 	}
 	return out, nil
+}
+
+// PortRange is the first and the last port that a flow may get, NAT.FirstPort and
+// LastPort of who made the table; os.ErrInvalid if it was made without Config.NAT.
+func (t *Table) PortRange() (first, last uint16, err error) {
+	if t.nat == nil {
+		return 0, 0, invalid.Errorf("read the range of ports: the flow table was made without Config.NAT")
+	}
+	r, err := t.nat.ports.Lookup(0)
+	if err != nil {
+		return 0, 0, fmt.Errorf("read the range of ports: %w", err)
+	}
+	return r.First, r.Last, nil
 }
 
 // PortUse is how many ports of an address flows to one destination have.

@@ -131,11 +131,11 @@ func TestAllContestantsGivePlausibleNumbers(t *testing.T) {
 // expected are the names of who can be measured here.
 func expected() []string {
 	names := []string{
-		nameVeth, nameForwarding, nameKernelVXLAN, nameSameNode, nameOverlay, nameService, nameServices, nameSocket,
+		nameVeth, nameForwarding, nameKernelVXLAN, nameSameNode, nameOverlay, nameService, nameServices, nameSocket, nameNodePort, nameNodePorts,
 	}
-	for tool, name := range map[string]string{"iptables-restore": nameIPTables, "nft": nameNFTables} {
+	for tool, both := range map[string][]string{"iptables-restore": {nameIPTables, nameIPTablesNodePort}, "nft": {nameNFTables, nameNFTablesNodePort}} {
 		if _, err := exec.LookPath(tool); err == nil {
-			names = append(names, name)
+			names = append(names, both...)
 		}
 	}
 	return names
@@ -150,11 +150,25 @@ func TestToolsThatAreNotThere(t *testing.T) {
 	assert.Contains(t, stderr.String(), "left out: exec: \"nft\": executable file not found")
 	var rep report
 	require.NoError(t, json.Unmarshal(stdout.Bytes(), &rep))
-	assert.Len(t, rep.Measures[0].Contestants, 8)
+	assert.Len(t, rep.Measures[0].Contestants, 10)
 	assert.NotEmpty(t, rep.Targets)
 	for _, g := range rep.Targets {
 		assert.Positive(t, g.Ratio, "%s of %s", g.Measure, g.Contestant)
 	}
+}
+
+// Who wants to know of one contestant need not wait for all.
+func TestOnlySome(t *testing.T) {
+	leavesNothing(t)
+	var stdout, stderr bytes.Buffer
+	args := []string{"-name", testName, "-only", nameOverlay, "-rounds", "1", "-time", "20ms", "-measures", "rr", "-json"}
+	require.Equal(t, exitOK, run(t.Context(), args, &stdout, &stderr), stderr.String())
+	var rep report
+	require.NoError(t, json.Unmarshal(stdout.Bytes(), &rep))
+	require.Len(t, rep.Measures[0].Contestants, 2)
+	assert.Equal(t, nameVeth, rep.Measures[0].Contestants[0].Name, "the others are compared with it")
+	assert.Equal(t, nameOverlay, rep.Measures[0].Contestants[1].Name)
+	assert.NotContains(t, stderr.String(), "iptables")
 }
 
 // requireXML reads a chart to its end.
@@ -237,6 +251,7 @@ func TestBadArguments(t *testing.T) {
 		"-time 1h":           "want 10ms to 10m",
 		"-measures rr,ping":  `"ping" is none of rr, crr, udp, stream`,
 		"-measures rr,crr,":  `"" is none of`,
+		"-only veth,horse":   `-only: "horse" is none of veth, kernel-forwarding`,
 		"-services 1":        "-services 1: want 2 to 10000",
 		"-services 10001":    "want 2 to 10000",
 		"-cpu 100000":        "may not run on CPU 100000",
@@ -265,7 +280,7 @@ func TestHelp(t *testing.T) {
 	assert.Equal(t, exitOK, run(t.Context(), []string{"-h"}, &stdout, &stderr))
 	assert.Empty(t, stderr.String())
 	assert.NotContains(t, stdout.String(), "%!")
-	for _, flag := range []string{"-rounds", "-time", "-measures", "-cpu", "-6", "-services", "-underlay", "-svg", "-json", "-check", "-name"} {
+	for _, flag := range []string{"-rounds", "-time", "-measures", "-only", "-cpu", "-6", "-services", "-underlay", "-svg", "-json", "-check", "-name"} {
 		assert.Contains(t, stdout.String(), "\n  "+flag+" ")
 	}
 	for _, m := range measures {

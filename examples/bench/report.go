@@ -36,7 +36,7 @@ type result struct {
 	Min     float64   `json:"min"`
 	Max     float64   `json:"max"`
 	ToVeth  float64   `json:"ratioToVeth"`
-	ToVXLAN float64   `json:"ratioToKernelVXLAN"`
+	ToVXLAN float64   `json:"ratioToKernelVXLAN"` // 0: that was not measured
 	ours    bool
 }
 
@@ -71,7 +71,10 @@ func (rep *report) conclude() {
 		veth, vxlan := m.of(nameVeth), m.of(nameKernelVXLAN)
 		for k := range m.Contestants {
 			c := &m.Contestants[k]
-			c.ToVeth, c.ToVXLAN = c.Median/veth.Median, c.Median/vxlan.Median
+			c.ToVeth = c.Median / veth.Median
+			if vxlan.Median > 0 {
+				c.ToVXLAN = c.Median / vxlan.Median
+			}
 		}
 	}
 	rep.judge()

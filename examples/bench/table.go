@@ -31,10 +31,10 @@ func writeTable(w io.Writer, rep *report) error {
 		for _, c := range m.Contestants {
 			// Right-aligned cells, all but the first.
 			if rep.Rounds == 1 {
-				fmt.Fprintf(t, "%-20s\t%.2f\t%.2f\t%.2f\t\n", c.Title, c.Median, c.ToVeth, c.ToVXLAN)
+				fmt.Fprintf(t, "%-28s\t%.2f\t%.2f\t%s\t\n", c.Title, c.Median, c.ToVeth, ratio(c.ToVXLAN))
 				continue
 			}
-			fmt.Fprintf(t, "%-20s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t\n", c.Title, c.Median, c.Min, c.Max, c.ToVeth, c.ToVXLAN)
+			fmt.Fprintf(t, "%-28s\t%.2f\t%.2f\t%.2f\t%.2f\t%s\t\n", c.Title, c.Median, c.Min, c.Max, c.ToVeth, ratio(c.ToVXLAN))
 		}
 		t.Flush()
 	}
@@ -55,6 +55,14 @@ func writeTable(w io.Writer, rep *report) error {
 	}
 	_, err := w.Write(b.Bytes())
 	return err
+}
+
+// ratio is one that need not be known.
+func ratio(r float64) string {
+	if r == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", r)
 }
 
 func (m measure) better() string {

@@ -18,6 +18,14 @@ func (f natFlows) print(w io.Writer, indent string) error {
 	return show.Write(w, indent, under(show.NATFlowsHeading, show.NATFlowRows(f)))
 }
 
+// portRange is the ports of the node that flows may get.
+type portRange struct {
+	First uint16 `json:"firstPort"`
+	Last  uint16 `json:"lastPort"`
+}
+
+func (r portRange) count() int { return int(r.Last) - int(r.First) + 1 }
+
 // ports is who has how many ports of the node, and how they were found.
 type ports struct {
 	portRange
@@ -29,10 +37,7 @@ func (p ports) print(w io.Writer, indent string) error {
 	if err := show.Write(w, indent, under(show.PortUsesHeading, show.PortUseRows(p.Use))); err != nil {
 		return err
 	}
-	which := "range=?"
-	if p.count() > 0 {
-		which = fmt.Sprintf("range=%d-%d", p.First, p.Last)
-	}
+	which := fmt.Sprintf("range=%d-%d", p.First, p.Last)
 	for _, rows := range [][]show.Row{{append(show.Row{which}, p.Row()...)}, under(show.TriesHeading, p.TriesRows())} {
 		if len(rows) == 0 {
 			continue // no flow had to look for a port
@@ -67,7 +72,7 @@ func listPorts(_ options, pins string) (printed, error) {
 	}
 	defer t.Close()
 	p := ports{NATStats: stats}
-	if p.portRange, err = readPortRange(pins); err != nil {
+	if p.First, p.Last, err = t.PortRange(); err != nil {
 		return nil, err
 	}
 	if p.Use, err = show.PortUses(t, p.count()); err != nil {

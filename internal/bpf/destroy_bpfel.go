@@ -30,6 +30,7 @@ const (
 	DestroyMapMetrics           = "metrics"
 	DestroyMapNatEvents         = "nat_events"
 	DestroyMapNatHints          = "nat_hints"
+	DestroyMapNatRange          = "nat_range"
 	DestroyMapNodeAddresses     = "node_addresses"
 	DestroyMapPeers             = "peers"
 	DestroyMapServiceInfos      = "service_infos"
@@ -113,6 +114,7 @@ type DestroyMapSpecs struct {
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	NatEvents         *ebpf.MapSpec `ebpf:"nat_events"`
 	NatHints          *ebpf.MapSpec `ebpf:"nat_hints"`
+	NatRange          *ebpf.MapSpec `ebpf:"nat_range"`
 	NodeAddresses     *ebpf.MapSpec `ebpf:"node_addresses"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	ServiceInfos      *ebpf.MapSpec `ebpf:"service_infos"`
@@ -170,6 +172,7 @@ type DestroyMaps struct {
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	NatEvents         *ebpf.Map `ebpf:"nat_events"`
 	NatHints          *ebpf.Map `ebpf:"nat_hints"`
+	NatRange          *ebpf.Map `ebpf:"nat_range"`
 	NodeAddresses     *ebpf.Map `ebpf:"node_addresses"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	ServiceInfos      *ebpf.Map `ebpf:"service_infos"`
@@ -201,6 +204,7 @@ func (m *DestroyMaps) Close() error {
 		m.Metrics,
 		m.NatEvents,
 		m.NatHints,
+		m.NatRange,
 		m.NodeAddresses,
 		m.Peers,
 		m.ServiceInfos,

@@ -31,6 +31,7 @@ const (
 	ExpireMapMetrics            = "metrics"
 	ExpireMapNatEvents          = "nat_events"
 	ExpireMapNatHints           = "nat_hints"
+	ExpireMapNatRange           = "nat_range"
 	ExpireMapNodeAddresses      = "node_addresses"
 	ExpireMapPeers              = "peers"
 	ExpireMapScratchPieces      = "scratch_pieces"
@@ -143,6 +144,7 @@ type ExpireMapSpecs struct {
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	NatEvents         *ebpf.MapSpec `ebpf:"nat_events"`
 	NatHints          *ebpf.MapSpec `ebpf:"nat_hints"`
+	NatRange          *ebpf.MapSpec `ebpf:"nat_range"`
 	NodeAddresses     *ebpf.MapSpec `ebpf:"node_addresses"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
@@ -231,6 +233,7 @@ type ExpireMaps struct {
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	NatEvents         *ebpf.Map `ebpf:"nat_events"`
 	NatHints          *ebpf.Map `ebpf:"nat_hints"`
+	NatRange          *ebpf.Map `ebpf:"nat_range"`
 	NodeAddresses     *ebpf.Map `ebpf:"node_addresses"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
@@ -264,6 +267,7 @@ func (m *ExpireMaps) Close() error {
 		m.Metrics,
 		m.NatEvents,
 		m.NatHints,
+		m.NatRange,
 		m.NodeAddresses,
 		m.Peers,
 		m.ScratchPieces,

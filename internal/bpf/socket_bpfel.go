@@ -30,6 +30,7 @@ const (
 	SocketMapMetrics            = "metrics"
 	SocketMapNatEvents          = "nat_events"
 	SocketMapNatHints           = "nat_hints"
+	SocketMapNatRange           = "nat_range"
 	SocketMapNodeAddresses      = "node_addresses"
 	SocketMapPeers              = "peers"
 	SocketMapScratchPieces      = "scratch_pieces"
@@ -161,6 +162,7 @@ type SocketMapSpecs struct {
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	NatEvents         *ebpf.MapSpec `ebpf:"nat_events"`
 	NatHints          *ebpf.MapSpec `ebpf:"nat_hints"`
+	NatRange          *ebpf.MapSpec `ebpf:"nat_range"`
 	NodeAddresses     *ebpf.MapSpec `ebpf:"node_addresses"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	ScratchPieces     *ebpf.MapSpec `ebpf:"scratch_pieces"`
@@ -248,6 +250,7 @@ type SocketMaps struct {
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	NatEvents         *ebpf.Map `ebpf:"nat_events"`
 	NatHints          *ebpf.Map `ebpf:"nat_hints"`
+	NatRange          *ebpf.Map `ebpf:"nat_range"`
 	NodeAddresses     *ebpf.Map `ebpf:"node_addresses"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	ScratchPieces     *ebpf.Map `ebpf:"scratch_pieces"`
@@ -280,6 +283,7 @@ func (m *SocketMaps) Close() error {
 		m.Metrics,
 		m.NatEvents,
 		m.NatHints,
+		m.NatRange,
 		m.NodeAddresses,
 		m.Peers,
 		m.ScratchPieces,

@@ -337,6 +337,12 @@ type TableNatPorts struct {
 	Used     [1024]uint64
 }
 
+type TableNatRange struct {
+	_     structs.HostLayout
+	First uint16
+	Last  uint16
+}
+
 type TableNodeState struct {
 	_              structs.HostLayout
 	Epoch          uint32
@@ -530,6 +536,7 @@ type TableWay struct {
 	Via   uint32
 	Found uint32
 	Epoch uint32
+	Mtu   uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -550,6 +557,7 @@ const (
 	TableMapMetrics            = "metrics"
 	TableMapNatEvents          = "nat_events"
 	TableMapNatHints           = "nat_hints"
+	TableMapNatRange           = "nat_range"
 	TableMapNodeAddresses      = "node_addresses"
 	TableMapPeers              = "peers"
 	TableMapServiceInfos       = "service_infos"
@@ -650,6 +658,7 @@ type TableMapSpecs struct {
 	Metrics           *ebpf.MapSpec `ebpf:"metrics"`
 	NatEvents         *ebpf.MapSpec `ebpf:"nat_events"`
 	NatHints          *ebpf.MapSpec `ebpf:"nat_hints"`
+	NatRange          *ebpf.MapSpec `ebpf:"nat_range"`
 	NodeAddresses     *ebpf.MapSpec `ebpf:"node_addresses"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	ServiceInfos      *ebpf.MapSpec `ebpf:"service_infos"`
@@ -728,6 +737,7 @@ type TableMaps struct {
 	Metrics           *ebpf.Map `ebpf:"metrics"`
 	NatEvents         *ebpf.Map `ebpf:"nat_events"`
 	NatHints          *ebpf.Map `ebpf:"nat_hints"`
+	NatRange          *ebpf.Map `ebpf:"nat_range"`
 	NodeAddresses     *ebpf.Map `ebpf:"node_addresses"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	ServiceInfos      *ebpf.Map `ebpf:"service_infos"`
@@ -759,6 +769,7 @@ func (m *TableMaps) Close() error {
 		m.Metrics,
 		m.NatEvents,
 		m.NatHints,
+		m.NatRange,
 		m.NodeAddresses,
 		m.Peers,
 		m.ServiceInfos,

@@ -549,3 +549,41 @@ func TestNodeAddressChanges(t *testing.T) {
 		require.Positive(t, outside.requireNoLeak(t, c))
 	})
 }
+
+// The way to another node is narrower than the uplink, and its routes say so: who
+// sends too much through the overlay is told.
+func TestNarrowWayToAPeer(t *testing.T) {
+	t.Parallel()
+	for name, v6 := range map[string]bool{"IPv4 underlay": false, "IPv6 underlay": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := launch(t, fmt.Sprintf("narrow%t", v6), Config{Endpoints: 1, IPv6Underlay: v6})
+			first, second := c.Nodes[0], c.Nodes[1]
+			from, to := first.Endpoints[0], second.Endpoints[0]
+			const narrow, size = 1400, 1400
+			want := narrow - 50
+			if v6 {
+				want = narrow - 70
+			}
+			for _, family := range families {
+				_, err := probe.Ping(t.Context(), from.Namespace, to.Addr(family), size)
+				require.NoError(t, err)
+			}
+			require.NoError(t, withNetlink(first.Namespace, func(nl *netlink.Handle) error {
+				dev, err := nl.LinkByName(uplink)
+				if err != nil {
+					return err
+				}
+				there := second.Underlay()
+				return nl.RouteAdd(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: ipNet(netip.PrefixFrom(there, there.BitLen())), MTU: narrow, MTULock: true})
+			}))
+			require.NoError(t, first.Datapath.Bump())
+			for _, family := range families {
+				_, err := probe.TooBig(t.Context(), from.Namespace, to.Addr(family), size, want, first.Gateway(family))
+				require.NoError(t, err, "IPv%d", family)
+				_, err = probe.TCP(t.Context(), from.Namespace, echo(t, to.Namespace, to.Addr(family)).Addr(), 1<<20)
+				require.NoError(t, err, "IPv%d", family)
+			}
+		})
+	}
+}

@@ -17,6 +17,9 @@
 #include "tables.h"
 #include "types.h"
 
+/* All that comes before the inner packet, in bytes of the outer one. */
+#define ENCAPSULATE_HEADERS ((overlay_ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct udphdr) + sizeof(struct vxlanhdr) + ETH_HLEN)
+
 /* What a question for a way works on. It is too large for the stack. */
 struct way_work {
 	struct bpf_fib_lookup fib;
@@ -42,6 +45,7 @@ static __always_inline void way_ask(struct __sk_buff *skb, const struct address 
 	}
 	fib->l4_protocol = IPPROTO_UDP;
 	fib->dport = htons(overlay_port);
+	fib->mtu = 1; /* any length, so that the answer is the MTU */
 	fib->ifindex = node.host_ifindex ? node.host_ifindex : skb->ifindex;
 	/* A neighbour that is not known yet is asked for by the kernel, which sends this packet. */
 	if (bpf_fib_lookup(skb, fib, sizeof(*fib), 0) || !bpf_map_lookup_elem(&uplinks, &fib->ifindex))
@@ -53,8 +57,10 @@ static __always_inline void way_ask(struct __sk_buff *skb, const struct address 
 		direct = fib->family == AF_INET;
 		w->via = fib->ipv4_dst == dst[3] ? 0 : fib->ipv4_dst;
 	}
-	if (direct)
+	if (direct) {
 		w->oif = fib->ifindex;
+		w->mtu = fib->mtu;
+	}
 }
 
 /* Asks the routes for the way to another node. One that is not ours to take is one too. */

@@ -202,6 +202,9 @@ static __always_inline int route_to_peer(struct __sk_buff *skb, const struct pee
 	if (w) {
 		v->oif = w->oif;
 		v->flags |= VERDICT_ENCAPSULATE | VERDICT_AGES;
+		/* The way may be narrower than the uplink. */
+		if (w->mtu > ENCAPSULATE_HEADERS && w->mtu - ENCAPSULATE_HEADERS < v->mtu)
+			v->mtu = (__u16)(w->mtu - ENCAPSULATE_HEADERS);
 		*(__be32 *)v->dmac = w->via;
 	}
 	return DROP_NONE;

@@ -122,6 +122,13 @@ struct {
 	__uint(max_entries, NAT_EVENT_COUNT);
 } nat_events SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct nat_range);
+	__uint(max_entries, 1);
+} nat_range SEC(".maps");
+
 /* lb */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -19,9 +19,10 @@
 
 /*
  * The row for what is sent to to:port. The NodePorts of the other nodes are this
- * one's too, so that who asks there from inside need not go there.
+ * one's too, so that who asks there from inside need not go there. may_be_there:
+ * the address itself has services.
  */
-static __always_inline void service_key(struct service_work *w, const struct address *to, __be16 port, __u8 protocol)
+static __always_inline void service_key(struct service_work *w, const struct address *to, __be16 port, __u8 protocol, int may_be_there)
 {
 	const struct frontend *any;
 	int is4 = address_is_ipv4(to);
@@ -30,7 +31,7 @@ static __always_inline void service_key(struct service_work *w, const struct add
 	w->key.port = port;
 	w->key.protocol = protocol;
 	w->key.scope = SCOPE_ALL;
-	if (!with_overlay || bpf_map_lookup_elem(&frontends, &w->key))
+	if (!with_overlay || (may_be_there && bpf_map_lookup_elem(&frontends, &w->key)))
 		return;
 	__builtin_memset(&w->key.addr, 0, sizeof(w->key.addr));
 	if (is4)
@@ -46,7 +47,7 @@ static __always_inline int service_holds(struct service_work *w, const struct tu
 {
 	int err;
 
-	service_key(w, &original->daddr, original->dport, original->protocol);
+	service_key(w, &original->daddr, original->dport, original->protocol, 1);
 	err = service_read(w);
 	if (err != SERVICE_CHOSEN)
 		return err == SERVICE_NONE ? DROP_BACKEND_GONE : err;
@@ -85,7 +86,7 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 	if (!at && who == CLIENT_OUTSIDE)
 		return DROP_NONE;
 	if (!at) {
-		service_key(w, &p->tuple.daddr, p->tuple.dport, p->tuple.protocol);
+		service_key(w, &p->tuple.daddr, p->tuple.dport, p->tuple.protocol, 0);
 		if (address_is_equal(&w->key.addr, &p->tuple.daddr))
 			return DROP_NONE;
 	}

@@ -152,8 +152,9 @@ struct way {
 	__be32 via; /* gateway; 0: none is between */
 	__u32 found; /* lower half of the jiffies */
 	__u32 epoch;
+	__u32 mtu; /* longest outer packet, in bytes */
 };
-_Static_assert(sizeof(struct way) == 16, "no hidden padding in a value");
+_Static_assert(sizeof(struct way) == 20, "no hidden padding in a value");
 
 /* The node that has a prefix. */
 struct peer {
@@ -187,6 +188,13 @@ struct nat_ports {
 	__u64 used[NAT_WORDS];
 };
 _Static_assert(sizeof(struct nat_ports) == 8200, "no hidden padding in a value");
+
+/* What Go wants to know again. No program reads it: they have it as constants. */
+struct nat_range {
+	__u16 first;
+	__u16 last;
+};
+_Static_assert(sizeof(struct nat_range) == 4, "no hidden padding in a value");
 
 /* How many ports were tried for a flow: 1, 2 to 3, 4 to 7, and so on. */
 enum nat_event {
