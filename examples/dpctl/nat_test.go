@@ -139,7 +139,7 @@ func TestNAT(t *testing.T) {
 			require.Equal(t, show.PortUse{As: node.Addrs[0].Addr(), Dst: server.Addr().Addr(), DstPort: server.Addr().Port(), Protocol: "UDP", Ports: 2, Of: 28976}, p.Use[0])
 			require.EqualValues(t, 4, p.Kept)
 			require.EqualValues(t, 1, p.Found)
-			require.Equal(t, show.Tries{From: 64, To: 64}, p.Tries[len(p.Tries)-1])
+			require.Equal(t, show.Tries{From: 128, To: 128}, p.Tries[len(p.Tries)-1])
 			require.Empty(t, all["node2"].Use)
 			require.NotNil(t, all["node2"].Use, "[] and not null")
 			require.Regexp(t, `(?m)^nat +ports kept 4, found 1, exhausted 0$`, dpctl(t, "-pins", node.Pins, "status"))

@@ -80,19 +80,27 @@ __global int way_find(struct __sk_buff *skb, struct address *to)
 	w->way.found = (__u32)bpf_jiffies64();
 	w->way.epoch = node.epoch;
 	way_ask(skb, to, &w->fib, &w->way);
+	if (!w->way.oif) /* perhaps not yet: look again soon */
+		w->way.found -= route_age;
 	bpf_map_update_elem(&ways, to, &w->way, BPF_ANY);
 	scratch_give_back(s);
 	return 0;
 }
 
+/* May there be ways at all that the kernel need not take for us? */
+static __always_inline int way_is_ours(void)
+{
+	struct address self = config_address(&overlay_node);
+
+	return !overlay_checksum && !address_is_zero(&self) && node.uplinks;
+}
+
 /* The way to another node, NULL if the kernel has to do it. */
 static __always_inline const struct way *way_to(struct __sk_buff *skb, const struct address *to)
 {
-	struct address self = config_address(&overlay_node), key = *to;
+	struct address key = *to;
 	const struct way *w;
 
-	if (overlay_checksum || address_is_zero(&self) || !node.uplinks)
-		return NULL;
 	w = bpf_map_lookup_elem(&ways, &key);
 	if (!w || w->epoch != node.epoch || (__u32)bpf_jiffies64() - w->found > route_age) {
 		way_find(skb, &key);

@@ -198,10 +198,13 @@ static __always_inline int route_to_peer(struct __sk_buff *skb, const struct pee
 	v->vni = peer->flags & PEER_FIXED_VNI ? peer->vni : identity;
 	v->mtu = overlay_mtu;
 	v->remote = peer->node;
+	if (!way_is_ours())
+		return DROP_NONE;
+	v->flags |= VERDICT_AGES;
 	w = way_to(skb, &peer->node);
 	if (w) {
 		v->oif = w->oif;
-		v->flags |= VERDICT_ENCAPSULATE | VERDICT_AGES;
+		v->flags |= VERDICT_ENCAPSULATE;
 		/* The way may be narrower than the uplink. */
 		if (w->mtu > ENCAPSULATE_HEADERS && w->mtu - ENCAPSULATE_HEADERS < v->mtu)
 			v->mtu = (__u16)(w->mtu - ENCAPSULATE_HEADERS);
