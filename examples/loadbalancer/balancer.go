@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
 	"github.com/godatapath/datapath/internal/undo"
@@ -21,6 +23,7 @@ type settings struct {
 	ns      devices.Namespace // of the devices
 	devices []string
 	flows   int // that are remembered
+	xdp     bool
 }
 
 // balancer is the library's blocks, composed: who has asked whom (flows), who
@@ -36,13 +39,14 @@ type balancer struct {
 	services *lb.Balancer
 	datapath *programs.Datapath
 	ns       devices.Namespace
+	xdp      bool
 }
 
 // load makes the tables and loads the programs, or takes over what is pinned.
 // Nothing is attached yet. The caller closes or removes it; after an error he only
 // has the place to release.
 func load(cfg settings, p *place) (_ *balancer, err error) {
-	b := &balancer{ns: cfg.ns}
+	b := &balancer{ns: cfg.ns, xdp: cfg.xdp}
 	var u undo.Stack
 	defer u.Run(&err)
 	u.Push(b.close)
@@ -69,7 +73,7 @@ func load(cfg settings, p *place) (_ *balancer, err error) {
 	if b.services, err = lb.New(lb.Config{Config: pinned, Flows: b.flows, NodeAddrs: b.own}); err != nil {
 		return nil, err
 	}
-	b.datapath, err = programs.Load(programs.Config{Namespace: cfg.ns, Pins: p.pins}, b.metrics, b.flows, b.services)
+	b.datapath, err = programs.Load(programs.Config{Namespace: cfg.ns, Pins: p.pins, XDP: cfg.xdp}, b.metrics, b.flows, b.services)
 	if err != nil {
 		return nil, err
 	}
@@ -106,8 +110,9 @@ func (b *balancer) adopt(p *place) error {
 	return nil
 }
 
-// attach puts the programs on the devices: from now on packets are balanced.
-func (b *balancer) attach() error {
+// attach puts the programs on the devices: from now on packets are balanced. trouble
+// is told of devices that have to do without XDP.
+func (b *balancer) attach(trouble func(error)) error {
 	if err := b.datapath.SetNodeAddrs(b.own...); err != nil {
 		return err
 	}
@@ -115,6 +120,15 @@ func (b *balancer) attach() error {
 	for _, u := range b.uplinks {
 		wanted[u.Index] = true
 		if err := b.datapath.AttachDevice(u, u.as...); err != nil {
+			return fmt.Errorf("device %s: %w", u.Name, err)
+		}
+		if !b.xdp {
+			continue
+		}
+		err := b.datapath.AttachXDP(u)
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			trouble(fmt.Errorf("device %s goes without XDP: %w", u.Name, err))
+		} else if err != nil {
 			return fmt.Errorf("device %s: %w", u.Name, err)
 		}
 	}

@@ -233,6 +233,7 @@ func TestBadCommandLines(t *testing.T) {
 		"-netns x":                      `-netns is for -config`,
 		"-pins /x":                      `-pins is for -config`,
 		"-flows 100":                    `-flows is for -config`,
+		"-xdp":                          `-xdp is for -config`,
 		"-flows 15":                     `-flows 15: want 16 to 16777216`,
 		"-config f -device a -hold":     `-hold is for the demonstration, and not for -config`,
 		"-config f -device a -device a": `invalid value "a" for flag -device: it comes twice`,
@@ -252,7 +253,7 @@ func TestHelp(t *testing.T) {
 	var out, errs bytes.Buffer
 	require.Zero(t, run(t.Context(), []string{"-h"}, &out, &errs))
 	require.Empty(t, errs.String())
-	for _, flag := range []string{"-config", "-device", "-netns", "-pins", "-flows", "-hold", "-name"} {
+	for _, flag := range []string{"-config", "-device", "-netns", "-pins", "-flows", "-xdp", "-hold", "-name"} {
 		require.Contains(t, out.String(), "\n  "+flag+" ")
 	}
 	require.NotContains(t, out.String(), "%!")

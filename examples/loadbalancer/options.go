@@ -56,6 +56,8 @@ Flags:
                    (%s/NAME/bpf)
   -flows N         connections that are remembered, %d to %d (%d);
                    each takes 450 bytes, at once
+  -xdp             packets of known connections are sent by the driver, before the
+                   kernel has made anything of them, on devices whose driver can
   -hold            the demonstration stays up until Ctrl-C
   -name NAME       of the demonstration: prefix of the names of the namespaces; and
                    of the folder of the pins (lb): up to 64 letters, digits, '-', '_'
@@ -87,6 +89,7 @@ type options struct {
 	netns   string
 	pins    string // "": the default place of name
 	flows   int
+	xdp     bool
 	name    string
 	hold    bool
 }
@@ -116,6 +119,7 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.netns, "netns", "", "")
 	fs.StringVar(&o.pins, "pins", "", "")
 	fs.IntVar(&o.flows, "flows", conntrack.DefaultFlows, "")
+	fs.BoolVar(&o.xdp, "xdp", false, "")
 	fs.BoolVar(&o.hold, "hold", false, "")
 	fs.StringVar(&o.name, "name", "lb", "")
 	err := fs.Parse(args)
@@ -156,7 +160,7 @@ func (o *options) check(fs *flag.FlagSet) error {
 	case o.config != "":
 		return nil
 	}
-	for _, name := range []string{"device", "netns", "pins", "flows"} {
+	for _, name := range []string{"device", "netns", "pins", "flows", "xdp"} {
 		if given[name] {
 			return fmt.Errorf("-%s is for -config", name)
 		}

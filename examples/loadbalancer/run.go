@@ -75,7 +75,7 @@ func balance(ctx context.Context, o options, asks <-chan os.Signal, stdout, stde
 		return err
 	}
 	defer func() { err = errors.Join(err, p.release()) }()
-	return serve(ctx, settings{ns, o.devices, o.flows}, &p, o.config, listener{
+	return serve(ctx, settings{ns, o.devices, o.flows, o.xdp}, &p, o.config, listener{
 		up:      func(b *balancer, n int) { introduce(stdout, b, n, p.pins) },
 		changed: func(line string) { fmt.Fprintln(stdout, line) },
 		trouble: func(err error) { complain(stderr, fmt.Errorf("%w; what runs goes on", err)) },

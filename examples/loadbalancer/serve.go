@@ -44,7 +44,7 @@ func serve(ctx context.Context, cfg settings, p *place, config string, tell list
 	if _, err := b.apply(services); err != nil {
 		return file.explain(err)
 	}
-	if err := b.attach(); err != nil {
+	if err := b.attach(tell.trouble); err != nil {
 		return err
 	}
 	p.keep = false
