@@ -24,7 +24,7 @@ import (
 	"github.com/godatapath/datapath/internal/unprivileged"
 )
 
-var probeLine = regexp.MustCompile(`(?m)^    (\S.*\S)  +[\d.]+ (?:µs|ms|s) ok +[\d.]+ (?:µs|ms|s) ok$`)
+var probeLine = regexp.MustCompile(`(?m)^    (\S.*?\S) +[\d.]+ (?:µs|ms|s) ok +[\d.]+ (?:µs|ms|s) ok$`)
 
 func TestDemonstration(t *testing.T) {
 	t.Parallel()

@@ -5,7 +5,7 @@
 // layouts come from the BTF of the tables object, so C is their only author.
 package bpf
 
-//go:generate -command compile go run github.com/cilium/ebpf/cmd/bpf2go -go-package bpf -target bpfel,bpfeb -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -mcpu=v3 -Wall -Wextra -Werror -Wshadow -Wimplicit-int-conversion -I../../programs/bpf"
+//go:generate -command compile go run github.com/cilium/ebpf/cmd/bpf2go -go-package bpf -target bpfel,bpfeb -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -mcpu=v3 -gno-column-info -Wall -Wextra -Werror -Wshadow -Wimplicit-int-conversion -I../../programs/bpf"
 //go:generate compile Table ../../programs/bpf/tables.c
 //go:generate compile -no-global-types FromEndpoint ../../programs/bpf/from_endpoint.c
 //go:generate compile -no-global-types ToEndpoint ../../programs/bpf/to_endpoint.c
