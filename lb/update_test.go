@@ -44,10 +44,10 @@ func TestUpdatesUnderConnections(t *testing.T) {
 				t.Parallel()
 				r := newRig(t, Config{MaglevSize: 31})
 				vip := at(c.vip, 80)
+				sides := sides // of this subtest alone
 				for i := range sides {
 					sides[i].Name, sides[i].Algorithm, sides[i].Frontends = "web", algorithm, []Frontend{{Addr: vip, Type: LoadBalancer}}
 				}
-				sides := sides
 				require.NoError(t, r.bal.SetService(sides[0]))
 				var updates atomic.Int64
 				stop, done := make(chan struct{}), make(chan error, 1)

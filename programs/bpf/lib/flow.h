@@ -117,20 +117,28 @@ static __always_inline void flow_delete(const struct tuple *t, const struct flow
  * cost 5% of a connect cycle, and 256 one: what went was no longer in the caches.
  */
 #define FLOW_CLOSED_PLACES 64
+/*
+ * The last packets of a connection with the world are on their way for longer, and
+ * must find it still: one that comes late would begin another flow, perhaps to
+ * another backend.
+ */
+#define FLOW_CLOSED_FAR_PLACES 4096
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, struct tuple);
-	__uint(max_entries, FLOW_CLOSED_PLACES);
+	__uint(max_entries, FLOW_CLOSED_PLACES + FLOW_CLOSED_FAR_PLACES);
 } flows_closed SEC(".maps");
 
-static __always_inline __u32 flow_closed_place(const struct tuple *t)
+static __always_inline __u32 flow_closed_place(const struct tuple *t, int far)
 {
 	const __u64 *w = (const __u64 *)t;
-	__u64 h = w[4] ^ w[1] * 3 ^ w[3] * 5;
+	__u64 h = (w[4] ^ w[1] * 3 ^ w[3] * 5) * 0x9e3779b97f4a7c15ULL;
 
-	return (__u32)(h * 0x9e3779b97f4a7c15ULL >> 58) & (FLOW_CLOSED_PLACES - 1);
+	if (far)
+		return FLOW_CLOSED_PLACES + ((__u32)(h >> 52) & (FLOW_CLOSED_FAR_PLACES - 1));
+	return (__u32)(h >> 58) & (FLOW_CLOSED_PLACES - 1);
 }
 
 /*
@@ -140,7 +148,8 @@ static __always_inline __u32 flow_closed_place(const struct tuple *t)
  */
 static __always_inline void flow_close(const struct tuple *t, struct flow *f, struct flow *reply, struct tuple *evicted)
 {
-	__u32 place = flow_closed_place(t);
+	int far = f->verdict.action == ACTION_TO_DEVICE || (reply && reply->verdict.action == ACTION_TO_DEVICE);
+	__u32 place = flow_closed_place(t, far);
 	struct tuple *at = bpf_map_lookup_elem(&flows_closed, &place);
 	struct flow *other;
 
