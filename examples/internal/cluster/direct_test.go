@@ -5,7 +5,6 @@ package cluster
 import (
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -112,19 +111,7 @@ func TestDirectReturnForged(t *testing.T) {
 func sendOption(t *testing.T, c *Cluster, n *Node, from, to, frontend netip.AddrPort) {
 	t.Helper()
 	option := binary.BigEndian.AppendUint16([]byte{158, 8}, frontend.Port())
-	frame := packet.Build(packet.Ethernet{Dst: packet.MAC(uplinkMAC(n.index)), Src: packet.MAC{2, 0, 0, 0, 9, 9}},
+	putOnWire(t, c, n, packet.Build(packet.Ethernet{Dst: packet.MAC(uplinkMAC(n.index)), Src: packet.MAC{2, 0, 0, 0, 9, 9}},
 		packet.IPv4{Src: from.Addr(), Dst: to.Addr(), Options: append(option, frontend.Addr().AsSlice()...)},
-		packet.UDP{SrcPort: from.Port(), DstPort: to.Port()}, packet.Payload("hello"))
-	require.NoError(t, c.underlay.Do(func() error {
-		dev, err := net.InterfaceByName(n.Name)
-		if err != nil {
-			return err
-		}
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: dev.Index})
-	}))
+		packet.UDP{SrcPort: from.Port(), DstPort: to.Port()}, packet.Payload("hello")))
 }

@@ -967,6 +967,12 @@ func sendTo(t *testing.T, c *Cluster, n *Node, from, to netip.AddrPort, payload 
 	}
 	frame := packet.Build(packet.Ethernet{Dst: packet.MAC(uplinkMAC(n.index)), Src: packet.MAC{2, 0, 0, 0, 9, 9}}, ip,
 		packet.UDP{SrcPort: from.Port(), DstPort: to.Port()}, packet.Payload(payload))
+	putOnWire(t, c, n, frame)
+}
+
+// putOnWire puts a frame on the wire of a node.
+func putOnWire(t *testing.T, c *Cluster, n *Node, frame []byte) {
+	t.Helper()
 	require.NoError(t, c.underlay.Do(func() error {
 		dev, err := net.InterfaceByName(n.Name)
 		if err != nil {
