@@ -280,7 +280,7 @@ func TestNATIsAdopted(t *testing.T) {
 	cfg := Config{Config: maps.Config{Pins: dir}, Flows: 64, NAT: &NAT{Masquerade: true, Unmasqueraded: 8, PortHints: 4}}
 	first := newTable(t, cfg)
 	require.NoError(t, first.SetUnmasqueraded(prefixes("10.0.0.0/8", "2001:db8::/32")))
-	hints := bpf.TableNatPorts{Next: 3}
+	var hints bpf.TableNatPorts
 	hints.Used[5] = 0xf0
 	require.NoError(t, first.nat.hints.Set(2, hints))
 	events := make([]uint64, ebpf.MustPossibleCPU())

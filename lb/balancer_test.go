@@ -59,6 +59,7 @@ func TestServiceBadInput(t *testing.T) {
 		"no name":              {func(s *Service) { s.Name = "" }, "its name has 0 bytes"},
 		"a long name":          {func(s *Service) { s.Name = strings.Repeat("x", 128) }, "its name has 128 bytes, want 1 to 127"},
 		"no frontend":          {func(s *Service) { s.Frontends = nil }, "it has no frontend"},
+		"direct at random":     {func(s *Service) { s.Direct = true }, "Direct takes Algorithm Maglev"},
 		"frontend port 0":      {func(s *Service) { s.Frontends[0].Addr = netip.MustParseAddrPort("10.96.0.1:0") }, "its port is 0"},
 		"an invalid frontend":  {func(s *Service) { s.Frontends[0].Addr = netip.AddrPortFrom(netip.Addr{}, 80) }, "frontend"},
 		"a wildcard ClusterIP": {func(s *Service) { s.Frontends[0].Addr = netip.MustParseAddrPort("0.0.0.0:80") }, "frontend 0.0.0.0:80/TCP"},

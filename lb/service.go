@@ -230,6 +230,9 @@ type Service struct {
 	// way, and these backends are reached and answer as without it. The first packets
 	// of a flow are longer by 8 bytes, of IPv6 by 24, and the network between the
 	// nodes must not drop IP options. Frontends of type ClusterIP are not concerned.
+	// It takes Algorithm Maglev: the node that is asked sees no answer, so it can tell
+	// nobody who goes on from one who forges, and lets such flows go when it is short
+	// of room; their next packets must find the same backend.
 	Direct bool
 	// OnRemove is for backends that a SetService or Sync leaves out, and for all of
 	// them when the service goes. Then Drain is Reset: without its frontends no
@@ -259,6 +262,9 @@ func (s Service) check(cfg Config) (Service, error) {
 	}
 	if len(s.Frontends) == 0 {
 		return fail("it has no frontend")
+	}
+	if s.Direct && s.Algorithm != Maglev {
+		return fail("it is Direct and chooses at random: Direct takes Algorithm Maglev")
 	}
 	is4 := s.Frontends[0].Addr.Addr().Unmap().Is4()
 	s.Frontends = slices.Clone(s.Frontends)

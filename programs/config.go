@@ -53,11 +53,13 @@ type Config struct {
 	EndpointRoutes bool
 	// StackRouting leaves the way out of the node to its stack, with its netfilter
 	// rules: what endpoints send there goes up the host pair and not straight to an
-	// uplink, with the source that it came with. It rules out masquerade. Packets of
+	// uplink, with the source that it came with, and what comes in for an endpoint goes
+	// up to the stack first. It rules out masquerade. Packets of
 	// services for clients from outside, which the stack could not turn back, go
 	// straight all the same.
 	StackRouting bool
-	// XDP loads the program of AttachXDP too.
+	// XDP loads the program of AttachXDP too. Without it AttachDevice takes off one
+	// that an earlier load has pinned.
 	XDP bool
 	// RouteAge is how long a way out that the node's routes have told is believed;
 	// 0: 5 s, up to 1 h. It is how late a change of routes is noticed that nobody

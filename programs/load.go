@@ -55,6 +55,8 @@ type Datapath struct {
 
 	overlayPort uint16 // UDP, of the peers block; 0: there is none
 
+	own sync.Mutex // of uplinks and addresses; taken before mu
+
 	mu     sync.Mutex
 	closed bool
 	links  map[linkKey]*Attachment
@@ -380,6 +382,8 @@ func (d *Datapath) Bump() error { return d.state.Bump() }
 // Close drops our handles. What is pinned goes on; what is not is taken off its
 // device, last attached first, and the programs end. Idempotent.
 func (d *Datapath) Close() error {
+	d.own.Lock()
+	defer d.own.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
@@ -412,6 +416,8 @@ func (d *Datapath) release() error {
 // Remove takes the programs off all devices, with their pins and the node's
 // state, and closes. The blocks' tables are theirs to remove.
 func (d *Datapath) Remove() error {
+	d.own.Lock()
+	defer d.own.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {

@@ -249,6 +249,10 @@ func TestCloseAndRemove(t *testing.T) {
 	require.Empty(t, on(t, ns, ifindex, programs.Ingress), "what is not pinned ends")
 	require.ErrorIs(t, unpinned.Remove(), os.ErrClosed)
 	require.ErrorIs(t, unpinned.AttachOverlay(overlay), os.ErrClosed)
+	require.ErrorIs(t, unpinned.SetNodeAddrs(), os.ErrClosed)
+	require.ErrorIs(t, unpinned.SetNodeAddrs(netip.MustParseAddr("192.0.2.1")), os.ErrClosed)
+	require.ErrorIs(t, unpinned.DetachDevice(overlay), os.ErrClosed)
+	require.ErrorIs(t, unpinned.DetachXDP(overlay), os.ErrClosed)
 
 	lab := netnstest.NewLab(t)
 	cfg := programs.Config{Namespace: ns, Pins: lab.PinDir()}

@@ -77,6 +77,10 @@ func outsideBench(b *testing.B, flows conntrack.Config, services int) *rig {
 			if err := h.RouteAdd(&netlink.Route{Dst: dst, Gw: netip.MustParseAddr(via).AsSlice()}); err != nil {
 				return err
 			}
+			neigh := &netlink.Neigh{LinkIndex: benchUplink, State: netlink.NUD_PERMANENT, IP: netip.MustParseAddr(via).AsSlice(), HardwareAddr: []byte{2, 0, 0, 0, 9, 8}}
+			if err := h.NeighSet(neigh); err != nil {
+				return err
+			}
 		}
 		return nil
 	}))

@@ -325,9 +325,10 @@ func TestStackRouting(t *testing.T) {
 				flow := tupleOf(d.proto, f.blue, 5000, dst, d.dport)
 				r.expect(fromBlue, ask, intoHost(ask, "+"+flow))
 			}
-			// The answer need not come by the stack.
+			// The answer comes by the stack too: what counts connections there sees both sides.
 			answer := d.frame(1, f.world, f.blue, d.dport, 5000)
-			r.expect(fromUp, answer, intoBlue(answer, "~"+tupleOf(d.proto, f.blue, 5000, f.world, d.dport)))
+			r.left(fromUp, answer)
+			r.expect(fromHost, answer, intoBlue(answer, "~"+tupleOf(d.proto, f.blue, 5000, f.world, d.dport)).unhopped(answer))
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -230,7 +231,15 @@ func (r *rig) injectAll(p port, frames [][]byte) (all []passage) {
 		if err != nil {
 			return err
 		}
-		for _, frame := range frames {
+		var own []byte // of the device: what is not for it is another host's
+		if dev, err := net.InterfaceByIndex(int(p.ifindex)); err == nil && p.program == "from_device" {
+			own = dev.HardwareAddr
+		}
+		for _, sent := range frames {
+			frame := sent
+			if own != nil && bytes.Equal(frame[:6], blueHost[:]) {
+				frame = append(slices.Clone(own), frame[6:]...)
+			}
 			ctx := skbContext{GSOSize: p.gso}
 			if p.gso > 0 {
 				ctx.GSOSegs = uint32(len(frame)) / p.gso
@@ -246,6 +255,12 @@ func (r *rig) injectAll(p port, frames [][]byte) (all []passage) {
 			if err != nil {
 				return err
 			}
+			for _, at := range []int{0, 6} {
+				if len(opts.DataOut) >= 12 && own != nil && bytes.Equal(opts.DataOut[at:at+6], own) {
+					copy(opts.DataOut[at:], blueHost[:])
+				}
+			}
+			frame = sent
 			out := passage{in: frame, verdict: int(int32(ret)), frame: opts.DataOut, counted: map[string]uint64{}}
 			if out.sent, err = r.sent(); err != nil {
 				return err

@@ -56,6 +56,10 @@ func (d *Datapath) AttachDevice(l Link, addrs ...netip.Addr) (err error) {
 		}
 		*at = wire.Addr(a)
 	}
+	if err := d.enter(); err != nil {
+		return fmt.Errorf("attach device %d: %w", l.Ifindex(), err)
+	}
+	defer d.own.Unlock()
 	var u undo.Stack
 	defer u.Run(&err)
 	// The answers must find the program before anything leaves.
@@ -69,7 +73,12 @@ func (d *Datapath) AttachDevice(l Link, addrs ...netip.Addr) (err error) {
 	ifindex := uint32(l.Ifindex())
 	var have bpf.TableUplink
 	if err := d.uplinks.Lookup(ifindex, &have); err == nil {
-		if row.Flags = have.Flags; have == row {
+		if d.programs[hookXDP.name] != nil {
+			row.Flags = have.Flags
+		} else if err := d.detach(hookXDP, l.Ifindex()); err != nil {
+			return fmt.Errorf("attach device %d: take off the XDP program of an earlier load: %w", ifindex, err)
+		}
+		if have == row {
 			return nil
 		}
 	}
@@ -86,6 +95,10 @@ func (d *Datapath) AttachDevice(l Link, addrs ...netip.Addr) (err error) {
 // from_device off it. Nil if it is not there, or if the device is gone.
 func (d *Datapath) DetachDevice(l Link) error {
 	ifindex := uint32(l.Ifindex())
+	if err := d.enter(); err != nil {
+		return fmt.Errorf("detach device %d: %w", ifindex, err)
+	}
+	defer d.own.Unlock()
 	if err := d.uplinks.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("detach device %d: table %s: %w", ifindex, uplinksTable, err)
 	}
@@ -114,6 +127,10 @@ func (d *Datapath) AttachXDP(l Link) (err error) {
 		return invalid.Errorf("attach XDP: the program is not loaded: set Config.XDP, and pass a conntrack.Table to Load")
 	}
 	ifindex := uint32(l.Ifindex())
+	if err := d.enter(); err != nil {
+		return fmt.Errorf("attach XDP to device %d: %w", ifindex, err)
+	}
+	defer d.own.Unlock()
 	var row bpf.TableUplink
 	if err := d.uplinks.Lookup(ifindex, &row); err != nil {
 		return fmt.Errorf("attach XDP to device %d: it is no uplink yet: call AttachDevice first: %w", ifindex, err)
@@ -134,6 +151,10 @@ func (d *Datapath) AttachXDP(l Link) (err error) {
 // DetachXDP takes it off again. Nil if it is not there.
 func (d *Datapath) DetachXDP(l Link) error {
 	ifindex := uint32(l.Ifindex())
+	if err := d.enter(); err != nil {
+		return fmt.Errorf("detach XDP from device %d: %w", ifindex, err)
+	}
+	defer d.own.Unlock()
 	var row bpf.TableUplink
 	if err := d.uplinks.Lookup(ifindex, &row); err == nil && row.Flags != 0 {
 		row.Flags = 0
@@ -143,6 +164,18 @@ func (d *Datapath) DetachXDP(l Link) error {
 	}
 	if err := d.detach(hookXDP, l.Ifindex()); err != nil {
 		return fmt.Errorf("detach XDP from device %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+// enter takes the lock of the tables of uplinks and addresses, unless they are closed.
+func (d *Datapath) enter() error {
+	d.own.Lock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		d.own.Unlock()
+		return os.ErrClosed
 	}
 	return nil
 }
@@ -208,6 +241,10 @@ func (d *Datapath) SetNodeAddrs(addrs ...netip.Addr) error {
 	if len(want) > MostNodeAddrs {
 		return fmt.Errorf("set the node's addresses: %d, and %d are all that a node can have: %w", len(want), MostNodeAddrs, unix.E2BIG)
 	}
+	if err := d.enter(); err != nil {
+		return fmt.Errorf("set the node's addresses: %w", err)
+	}
+	defer d.own.Unlock()
 	var gone []bpf.TableAddress
 	var a bpf.TableAddress
 	var nothing uint32

@@ -20,6 +20,7 @@ import (
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/devices"
+	"github.com/godatapath/datapath/devices/netnstest"
 	"github.com/godatapath/datapath/internal/packet"
 	"github.com/godatapath/datapath/lb"
 	"github.com/godatapath/datapath/maps"
@@ -379,5 +380,34 @@ func BenchmarkXDP(b *testing.B) {
 		tcx, driver := median(rates[0]), median(rates[1])
 		fmt.Fprintf(os.Stdout, "\nNodePort to a backend on another machine, packets a second: from_device %.0f, XDP %.0f, ratio %.2f (target 1.5)\n", tcx, driver, driver/tcx)
 		b.ReportMetric(driver/tcx, "ratio")
+	}
+}
+
+// A load without XDP takes off what an earlier one has left.
+func TestXDPIsGivenUp(t *testing.T) {
+	ns, ifindex := bench(t)
+	pins := netnstest.NewLab(t).PinDir()
+	flows := made[*conntrack.Table](t)(conntrack.New(conntrack.Config{Flows: 64, Unconfirmed: 32}))
+	up := link{ifindex}
+	for _, with := range []bool{true, false} {
+		dp, err := programs.Load(programs.Config{Namespace: ns, Pins: pins, XDP: with}, flows)
+		require.NoError(t, err)
+		require.NoError(t, dp.AttachDevice(up))
+		if with {
+			require.NoError(t, dp.AttachXDP(up))
+			require.NoError(t, dp.AttachDevice(up), "again: it stays")
+		}
+		inNetlink(t, ns, func(h *netlink.Handle) error {
+			l, err := h.LinkByIndex(ifindex)
+			if err == nil {
+				require.Equal(t, with, l.Attrs().Xdp != nil && l.Attrs().Xdp.Attached)
+			}
+			return err
+		})
+		if with {
+			require.NoError(t, dp.Close())
+		} else {
+			require.NoError(t, dp.Remove())
+		}
 	}
 }

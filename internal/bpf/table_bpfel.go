@@ -331,10 +331,8 @@ const (
 )
 
 type TableNatPorts struct {
-	_        structs.HostLayout
-	Next     uint32
-	Reserved uint32
-	Used     [1024]uint64
+	_    structs.HostLayout
+	Used [1024]uint64
 }
 
 type TableNatRange struct {

@@ -51,9 +51,9 @@ static __always_inline int serve(struct __sk_buff *skb, struct packet *p, struct
 /* Into an endpoint: what another node says of the answers, now or at the first packet. */
 static __always_inline int answer_as(struct __sk_buff *skb, struct packet *p, const struct flow *f, struct decision *d)
 {
-	if (!with_nat || !with_services || d->verdict.action != ACTION_TO_ENDPOINT || (d->verdict.flags & VERDICT_TRANSLATE))
+	if (!with_nat || !with_services || d->verdict.action != ACTION_TO_ENDPOINT || !tuple_is_reverse(&p->tuple, &d->reply))
 		return DROP_NONE;
-	if (f && (f->verdict.flags & VERDICT_FRONTEND)) {
+	if (f && !path_starts_anew(p, f) && (f->verdict.flags & VERDICT_FRONTEND)) {
 		d->verdict.flags |= VERDICT_FRONTEND;
 		d->verdict.remote = f->verdict.remote;
 		d->verdict.vni = f->verdict.vni;
@@ -76,7 +76,7 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 
 	/* Of a flow that is not ours: a later part of a datagram, an error. */
 	if (path_prepare(p, &f, d))
-		return TCX_NEXT;
+		return source_is_inside(p) ? drop(skb, HOOK, DROP_SPOOFED_SOURCE) : TCX_NEXT;
 	decided = path_is_decided(skb, p, f, d);
 	if (!decided) {
 		if (source_is_inside(p))
@@ -110,6 +110,28 @@ static __always_inline int decide(struct __sk_buff *skb, struct packet *p, struc
 	return send_decided(skb, p, d, HOOK);
 }
 
+/* The source of what is not looked into any further: the stack may know what to do with it. */
+__global int is_forged(struct __sk_buff *skb)
+{
+	struct packet p = {.kind = PACKET_PLAIN};
+	__be32 from[4];
+
+	if (skb->vlan_present) /* of another network */
+		return 0;
+	if (skb->protocol == htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, saddr), from, 4))
+			return 0;
+		address_from_ipv4(&p.tuple.saddr, from[0]);
+	} else if (skb->protocol == htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, saddr), from, sizeof(from)))
+			return 0;
+		address_from_ipv6(&p.tuple.saddr, from);
+	} else {
+		return 0;
+	}
+	return source_is_inside(&p);
+}
+
 __global int slow(struct __sk_buff *skb, struct packet *p)
 {
 	struct scratch *s;
@@ -131,12 +153,15 @@ int from_device(struct __sk_buff *skb)
 	struct sender from;
 	struct packet p;
 
-	if (!with_flows)
+	/* What a switch has flooded, or a listener has asked for, is another host's. */
+	if (!with_flows || skb->pkt_type == PACKET_OTHERHOST)
 		return TCX_NEXT;
 	if (with_overlay && overlay_read(skb, &from))
 		return shortcut(skb, &from, &p, HOOK);
-	/* What is no sound packet is none of ours. */
-	if (packet_parse(skb, &p) || p.kind == PACKET_NEIGHBOUR)
+	/* What is no sound packet is none of ours, but nobody has sent it in the name of one of us. */
+	if (packet_parse(skb, &p))
+		return is_forged(skb) ? drop(skb, HOOK, DROP_SPOOFED_SOURCE) : TCX_NEXT;
+	if (p.kind == PACKET_NEIGHBOUR)
 		return TCX_NEXT;
 	if (with_overlay && p.tuple.protocol == IPPROTO_UDP && p.tuple.dport == htons(overlay_port))
 		return TCX_NEXT;

@@ -31,6 +31,14 @@ static __always_inline int parse(struct __sk_buff *ctx, struct packet *p)
 	return DROP_UNKNOWN_L3;
 }
 
+/* A frame for another host, which a switch has flooded, has another address than this device. */
+static __always_inline int is_for(const struct __sk_buff *ctx, const __u8 *mac)
+{
+	const struct ethhdr *eth = packet_at(ctx, 0);
+
+	return (void *)(eth + 1) <= packet_end(ctx) && !__builtin_memcmp(eth->dst, mac, ETH_ALEN);
+}
+
 /* Can it go out of the node as it is? The next hop must be known, and take packets from here. */
 static __always_inline int can_leave(const struct __sk_buff *ctx, const struct packet *p, const struct verdict *v)
 {
@@ -40,7 +48,7 @@ static __always_inline int can_leave(const struct __sk_buff *ctx, const struct p
 	if (v->action != ACTION_TO_DEVICE || p->ttl <= 1 || (v->mtu && p->l3_len > v->mtu) || !(v->smac[0] | v->smac[1] | v->smac[2] | v->smac[3] | v->smac[4] | v->smac[5]))
 		return 0;
 	if (oif == ctx->ifindex)
-		return 1;
+		return is_for(ctx, v->smac);
 	u = bpf_map_lookup_elem(&uplinks, &oif);
 	return u && (u->flags & UPLINK_XDP);
 }

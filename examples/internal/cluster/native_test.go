@@ -347,3 +347,28 @@ func TestNothingOfNetfilter(t *testing.T) {
 		}
 	})
 }
+
+// A firewall of the node that knows connections sees both sides of each, where the
+// stack has the way.
+func TestStackRoutingUnderAFirewall(t *testing.T) {
+	t.Parallel()
+	const rules = `table inet firewall {
+	chain forward {
+		type filter hook forward priority 0; policy drop;
+		ct state invalid drop
+		ct state new,established,related accept
+	}
+}
+`
+	inEachMode(t, "wall", Config{StackRouting: true, Endpoints: 1}, func(t *testing.T, c *Cluster) {
+		n := c.Nodes[0]
+		if _, ok := inNode(t, n, rules, "nft", "-f", "-"); !ok {
+			t.Log("there is no nft")
+			return
+		}
+		for _, family := range families {
+			there := echo(t, c.Outside.Namespace, c.Outside.TrustedAddr(family))
+			requireSeen(t, n.Endpoints[0].Namespace, there, there.Addr(), n.Endpoints[0].Addr(family))
+		}
+	})
+}

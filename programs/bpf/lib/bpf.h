@@ -83,6 +83,7 @@ enum tcx_verdict {
 /* skb->pkt_type */
 enum {
 	PACKET_HOST = 0,
+	PACKET_OTHERHOST = 3,
 };
 
 enum {

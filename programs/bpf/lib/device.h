@@ -73,8 +73,11 @@ static __always_inline int device_choose(struct __sk_buff *skb, const struct pac
 	v->mtu = fib->mtu;
 	__builtin_memcpy(v->dmac, fib->dmac, sizeof(v->dmac));
 	__builtin_memcpy(v->smac, fib->smac, sizeof(v->smac));
-	/* From the overlay: the place is taken by who has sent it. The kernel looks the next hop up then. */
-	if (!v->vni) {
+	/* From the overlay: the place is taken by who has sent it, and an IPv4 next hop is where its MAC would be. */
+	if (v->vni) {
+		if (p->family == 4)
+			*(__be32 *)v->dmac = fib->family == AF_INET ? fib->ipv4_dst : 0;
+	} else {
 		if (fib->family == AF_INET)
 			address_from_ipv4(&v->remote, fib->ipv4_dst);
 		else

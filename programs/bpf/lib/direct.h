@@ -88,6 +88,19 @@ __global int direct_note(struct packet *p, struct decision *d)
 	return 0;
 }
 
+/* An error of the endpoint about what it was sent: d->reply is as the flow was where it was asked. */
+__global int direct_note_error(struct decision *d)
+{
+	struct tuple t;
+
+	if (!with_nat)
+		return 0;
+	if (!d || !direct_tuple(&d->reply, &t))
+		return 0;
+	d->reply = t;
+	return 0;
+}
+
 /* Rewrites an answer. original: its flow, as it arrives here. */
 __global int direct_rewrite(struct __sk_buff *skb, struct packet *p, struct verdict *v, struct tuple *original)
 {
@@ -117,6 +130,12 @@ static __always_inline int direct_mend4(struct __sk_buff *skb, __s32 more)
 	return DROP_NONE;
 }
 
+/* What the two fields that change add to a sum. */
+static __always_inline __u32 direct_sum6(const struct ipv6hdr *ip)
+{
+	return (__u32)ip->payload_len + *(const __u16 *)&ip->nexthdr;
+}
+
 /* Tells the backend's node what the packet was sent to. It must not be an aggregate. */
 __global int direct_tell(struct __sk_buff *skb, struct packet *p)
 {
@@ -141,11 +160,13 @@ __global int direct_tell(struct __sk_buff *skb, struct packet *p)
 		ip->check = checksum_adjust(ip->check, words);
 	} else {
 		struct direct6 o = {.words = 2, .pad_type = 1, .pad_len = 0, .type = DIRECT_OPTION6, .len = 18, .port = p->tuple.dport};
+		__u32 before, after;
 		struct ipv6hdr *ip = packet_at(skb, ETH_HLEN);
 
 		if ((void *)(ip + 1) > packet_end(skb) || ip->nexthdr == IPPROTO_HOPOPTS)
 			return DROP_REWRITE_FAILED;
 		o.nexthdr = ip->nexthdr;
+		before = direct_sum6(ip);
 		for (int i = 0; i < 4; i++)
 			o.addr[i] = ((const __be32 *)p->tuple.daddr.bytes)[i];
 		if (bpf_skb_adjust_room(skb, sizeof(o), BPF_ADJ_ROOM_NET, 0) ||
@@ -156,6 +177,9 @@ __global int direct_tell(struct __sk_buff *skb, struct packet *p)
 			return DROP_REWRITE_FAILED;
 		ip->nexthdr = IPPROTO_DSTOPTS;
 		ip->payload_len = htons((__u16)(ntohs(ip->payload_len) + sizeof(o)));
+		/* The kernel's sum over the packet has only got zeros. */
+		after = direct_sum6(ip) + checksum_fold((__u32)bpf_csum_diff(NULL, 0, (void *)&o, sizeof(o), 0));
+		checksum_update(skb, (__u32)(__u16)~checksum_fold(before) + after);
 	}
 	p->l4 += (__u16)direct_len(p->family);
 	p->l3_len += (__u16)direct_len(p->family);
@@ -194,6 +218,7 @@ static __always_inline int direct_strip(struct __sk_buff *skb, struct packet *p)
 	if (p->family == 4) {
 		struct direct4 o;
 		struct iphdr *ip;
+		__u16 words;
 
 		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(struct iphdr), &o, sizeof(o)) ||
 		    bpf_skb_adjust_room(skb, -(__s32)len, BPF_ADJ_ROOM_NET, 0) || direct_mend4(skb, -(__s32)len))
@@ -201,9 +226,13 @@ static __always_inline int direct_strip(struct __sk_buff *skb, struct packet *p)
 		ip = packet_at(skb, ETH_HLEN);
 		if ((void *)(ip + 1) > packet_end(skb))
 			return DROP_REWRITE_FAILED;
-		ip->check = checksum_adjust(ip->check, (__u16)~checksum_fold((__u32)bpf_csum_diff(NULL, 0, (void *)&o, sizeof(o), 0)));
+		words = checksum_fold((__u32)bpf_csum_diff(NULL, 0, (void *)&o, sizeof(o), 0));
+		ip->check = checksum_adjust(ip->check, (__u16)~words);
+		/* The kernel has taken the option out of its sum over the packet, and the header's has taken its place. */
+		checksum_update(skb, words);
 	} else {
 		struct ipv6hdr *ip;
+		__u32 before, after;
 		__u8 nexthdr;
 
 		if (bpf_skb_load_bytes(skb, ETH_HLEN + sizeof(*ip), &nexthdr, sizeof(nexthdr)) ||
@@ -212,8 +241,11 @@ static __always_inline int direct_strip(struct __sk_buff *skb, struct packet *p)
 		ip = packet_at(skb, ETH_HLEN);
 		if ((void *)(ip + 1) > packet_end(skb))
 			return DROP_REWRITE_FAILED;
+		before = direct_sum6(ip);
 		ip->nexthdr = nexthdr;
 		ip->payload_len = htons((__u16)(ntohs(ip->payload_len) - len));
+		after = direct_sum6(ip);
+		checksum_update(skb, (__u32)(__u16)~checksum_fold(before) + after);
 	}
 	p->l4 -= (__u16)len;
 	p->l3_len -= (__u16)len;
@@ -221,7 +253,7 @@ static __always_inline int direct_strip(struct __sk_buff *skb, struct packet *p)
 }
 
 /* Does a service have the backend that the packet is for, at the frontend that another node tells? */
-static __always_inline int direct_is_sound(const struct packet *p, struct service_work *w)
+static __always_inline int direct_is_sound(const struct packet *p, struct service_work *w, const struct address *told)
 {
 	const struct frontend *any;
 	int is4 = p->family == 4;
@@ -232,6 +264,10 @@ static __always_inline int direct_is_sound(const struct packet *p, struct servic
 		if (is4)
 			address_from_ipv4(&w->key.addr, 0);
 		any = bpf_map_lookup_elem(&frontends, &w->key);
+		/* It is the other node's address, so none of ours, nor one that nobody can have. */
+		if (address_is_martian(told) || address_is_multicast(told) || address_is_link_local(told) ||
+		    bpf_map_lookup_elem(&node_addresses, told) || (with_endpoints && bpf_map_lookup_elem(&endpoint_by_addr, told)))
+			return 0;
 		if (!any || any->type != FRONTEND_NODE_PORT || service_read(w) != SERVICE_CHOSEN)
 			return 0;
 	}
@@ -269,7 +305,7 @@ __global int direct_take(struct __sk_buff *skb, struct packet *p, struct verdict
 	}
 	told = w->key.addr;
 	port = w->key.port;
-	sound = direct_is_sound(p, w);
+	sound = direct_is_sound(p, w, &told);
 	scratch_give_back(s);
 	if (!sound)
 		return DROP_BAD_FRONTEND;

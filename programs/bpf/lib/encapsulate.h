@@ -95,18 +95,22 @@ static __always_inline int way_is_ours(void)
 	return !overlay_checksum && !address_is_zero(&self) && node.uplinks;
 }
 
-/* The way to another node, NULL if the kernel has to do it. */
-static __always_inline const struct way *way_to(struct __sk_buff *skb, const struct address *to)
+/* Fills in the way to another node. 0: the kernel has to do it. */
+static __always_inline int way_to(struct __sk_buff *skb, const struct address *to, struct way *out)
 {
 	struct address key = *to;
 	const struct way *w;
 
+	/* A verdict by it is believed for a while too, so it must not be old itself. */
 	w = bpf_map_lookup_elem(&ways, &key);
-	if (!w || w->epoch != node.epoch || (__u32)bpf_jiffies64() - w->found > route_age) {
+	if (!w || w->epoch != node.epoch || (__u32)bpf_jiffies64() - w->found > route_age / 8) {
 		way_find(skb, &key);
 		w = bpf_map_lookup_elem(&ways, &key);
 	}
-	return w && w->oif ? w : NULL;
+	if (!w)
+		return 0;
+	*out = *w; /* its place may become another's */
+	return out->oif != 0;
 }
 
 /* The ports of a flow make the port outside, so that what is on the way can spread flows. */

@@ -50,6 +50,17 @@ static __always_inline __u32 flow_found(const struct verdict *v)
 	return now;
 }
 
+/*
+ * A datagram may be lost, or overtaken by the next one, and nobody sends it again: so
+ * each of a flow whose backend answers past us says as whom. Such flows are never
+ * confirmed either, since no answer comes this way; they are chosen by Maglev, so one
+ * that is pushed out gets the same backend again.
+ */
+static __always_inline int flow_tells_always(const struct flow *f, const struct tuple *t)
+{
+	return (f->verdict.flags & VERDICT_DIRECT) && t->protocol == IPPROTO_UDP;
+}
+
 /* The whole question of the fast path: may the cached verdict be used as it is? */
 static __always_inline int flow_is_settled(const struct flow *f, __u32 iif, const struct packet *p)
 {
@@ -182,6 +193,9 @@ __global int flow_note_end(struct packet *p, struct flow *f)
 	if (other && (f->verdict.flags & VERDICT_DIRECT)) /* its end is not seen from here */
 		other->seen |= f->seen & SEEN_FIN;
 	if (!other || !flow_is_closing(f, other))
+		return 0;
+	/* The answers may go on, past us: such a flow ends when it is idle. */
+	if ((f->verdict.flags & VERDICT_DIRECT) && !(f->seen & SEEN_RST))
 		return 0;
 	original = f->flags & FLOW_REPLY ? f->peer : p->tuple;
 	if (f->flags & FLOW_REPLY)
@@ -516,8 +530,7 @@ static __always_inline int flow_write(struct __sk_buff *skb, struct packet *p, s
 	f->bytes = packet_length(skb);
 	f->verdict = d->verdict;
 	f->judged = d->epoch;
-	/* The answers that would confirm it do not come this way: its next packet does. */
-	f->epoch = fresh && !(f->verdict.flags & VERDICT_DIRECT) ? f->judged : 0;
+	f->epoch = fresh && !flow_tells_always(f, &p->tuple) ? f->judged : 0;
 	f->slot = slot;
 	err = bpf_map_update_elem(&flows, &p->tuple, f, BPF_NOEXIST);
 	if (err == -EEXIST && flow_is_orphan(&p->tuple) && flow_claim_orphan(&p->tuple)) {
@@ -666,7 +679,7 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 	 * the two packets notices the other.
 	 */
 	__sync_lock_test_and_set(&f->epoch, f->judged);
-	if ((f->flags & FLOW_CONDEMNED) || f->stage == FLOW_CLOSED) /* looked at after the exchange: it may have come in between */
+	if ((f->flags & FLOW_CONDEMNED) || f->stage == FLOW_CLOSED || flow_tells_always(f, &p->tuple)) /* looked at after the exchange: it may have come in between */
 		__sync_lock_test_and_set(&f->epoch, 0);
 	if (f->flags & FLOW_REPLY) {
 		if (first) {
@@ -677,10 +690,7 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 		}
 	} else if (f->stage == FLOW_NEW) {
 		other = flow_lookup(&f->peer);
-		if (other && (f->verdict.flags & VERDICT_DIRECT)) {
-			if (!(p->tcp_flags & (TCP_SYN | TCP_RST)))
-				flow_confirm(f, other, &p->tuple);
-		} else if (other && (other->seen & SEEN_PACKET)) {
+		if (other && (other->seen & SEEN_PACKET)) {
 			/* A refusal is a reply too, and nothing can be said to it. */
 			if ((p->tcp_flags & TCP_SYN) || flow_is_closing(f, other) || !flow_is_answer(skb, p, other))
 				f->epoch = 0; /* what confirms is still to come */

@@ -61,7 +61,7 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f, struc
  */
 static __always_inline int path_goes_on(__u32 iif, const struct packet *p, struct flow *f)
 {
-	return path_is_judged(iif, f) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && flow_revive(f);
+	return path_is_judged(iif, f) && !flow_tells_always(f, &p->tuple) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && flow_revive(f);
 }
 
 /* A decision that was made before and holds for this packet. */
@@ -109,6 +109,8 @@ static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p
 
 	if (!with_flows)
 		return DROP_NONE;
+	if (with_nat && p->kind == PACKET_ICMP_ERROR && (d->flags & DECISION_FRONTEND))
+		direct_note_error(d);
 	if (p->kind == PACKET_ICMP_ERROR)
 		return with_translation && !tuple_is_reverse(&p->tuple, &d->reply) ? quote_translate(skb, p, d) : DROP_NONE;
 	if (p->kind == PACKET_FIRST_FRAGMENT)

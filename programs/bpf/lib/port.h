@@ -176,6 +176,12 @@ __global int port_is_reserved(struct __sk_buff *skb, struct tuple *reply)
 		at.protocol = reply->protocol;
 		if (bpf_map_lookup_elem(&frontends, &at))
 			return 1;
+		/* A NodePort is the node's at whatever address, also at one that the services were not told of. */
+		__builtin_memset(&at.addr, 0, sizeof(at.addr));
+		if (address_is_ipv4(&reply->daddr))
+			address_from_ipv4(&at.addr, 0);
+		if (bpf_map_lookup_elem(&frontends, &at))
+			return 1;
 	}
 	return port_has_socket(skb, reply);
 }

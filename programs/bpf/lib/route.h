@@ -189,7 +189,7 @@ static __always_inline void route_back_to_endpoint(const struct endpoint *ep, __
 /* To the node that has the destination. */
 static __always_inline int route_to_peer(struct __sk_buff *skb, const struct peer *peer, __u32 identity, struct verdict *v)
 {
-	const struct way *w;
+	struct way w;
 
 	if (!node.overlay_ifindex)
 		return DROP_OVERLAY_NOT_READY;
@@ -201,14 +201,13 @@ static __always_inline int route_to_peer(struct __sk_buff *skb, const struct pee
 	if (!way_is_ours())
 		return DROP_NONE;
 	v->flags |= VERDICT_AGES;
-	w = way_to(skb, &peer->node);
-	if (w) {
-		v->oif = w->oif;
+	if (way_to(skb, &peer->node, &w)) {
+		v->oif = w.oif;
 		v->flags |= VERDICT_ENCAPSULATE;
 		/* The way may be narrower than the uplink. */
-		if (w->mtu > ENCAPSULATE_HEADERS && w->mtu - ENCAPSULATE_HEADERS < v->mtu)
-			v->mtu = (__u16)(w->mtu - ENCAPSULATE_HEADERS);
-		*(__be32 *)v->dmac = w->via;
+		if (w.mtu > ENCAPSULATE_HEADERS && w.mtu - ENCAPSULATE_HEADERS < v->mtu)
+			v->mtu = (__u16)(w.mtu - ENCAPSULATE_HEADERS);
+		*(__be32 *)v->dmac = w.via;
 	}
 	return DROP_NONE;
 }
@@ -360,7 +359,7 @@ __global int route_from_device(struct __sk_buff *skb, struct packet *p, struct d
 		to = endpoint_lookup(&d->reply.saddr);
 	from = p->kind == PACKET_ICMP_ERROR ? &p->icmp_from : &p->tuple.saddr;
 	/* The node itself may have asked a service by another node, and is answered as from the service. */
-	if (!to && !translated) {
+	if (!translated && (!to || stack_routing)) {
 		v->action = ACTION_PASS;
 		return DROP_NONE;
 	}

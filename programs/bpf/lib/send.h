@@ -77,6 +77,47 @@ static __always_inline int send_goes_in_pieces(const struct __sk_buff *skb, cons
 }
 
 /*
+ * The next hop of what has come from the overlay, for which the verdict has no room.
+ * Without one the kernel would ask its routes too, and before 6.18 lose the memory of
+ * what the overlay device has told of the packet, each time. Returns 0, or that
+ * there is none by this device.
+ */
+__global int send_ask_next_hop(struct __sk_buff *skb, struct packet *p, __u32 oif, struct bpf_redir_neigh *to)
+{
+	struct bpf_fib_lookup *fib;
+	struct scratch *s;
+	long err;
+
+	if (!p || !to)
+		return -EINVAL;
+	s = scratch_take_empty(sizeof(*fib));
+	if (!s)
+		return -EINVAL;
+	fib = (struct bpf_fib_lookup *)s->bytes;
+	fib->ifindex = node.host_ifindex ? node.host_ifindex : skb->ifindex;
+	if (p->family == 4) {
+		fib->family = AF_INET;
+		err = bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, saddr), &fib->ipv4_src, 4) ||
+		      bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, daddr), &fib->ipv4_dst, 4);
+	} else {
+		fib->family = AF_INET6;
+		err = bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, saddr), fib->ipv6_src, 16) ||
+		      bpf_skb_load_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, daddr), fib->ipv6_dst, 16);
+	}
+	if (!err)
+		err = bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH);
+	if (!err && fib->ifindex != oif)
+		err = -EINVAL;
+	if (!err) {
+		to->nh_family = fib->family;
+		for (int i = 0; i < 4; i++)
+			to->ipv6_nh[i] = fib->family == AF_INET && i ? 0 : fib->ipv6_dst[i];
+	}
+	scratch_give_back(s);
+	return (int)err;
+}
+
+/*
  * Out of the node. The kernel writes the link-layer header, and finds the next
  * hop's address first if it must. A packet that has to go in pieces is left to
  * the stack, which takes the node's own addresses from the host pair.
@@ -95,8 +136,15 @@ static __always_inline int send_to_device(struct __sk_buff *skb, const struct pa
 		}
 		return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0) ? TCX_DROP : (int)bpf_redirect(node.host_ifindex, BPF_F_INGRESS);
 	}
-	if (v->vni)
-		return (int)bpf_redirect_neigh(v->oif, NULL, 0, 0);
+	if (v->vni) {
+		to.nh_family = AF_INET;
+		to.ipv4_nh = *(const __be32 *)v->dmac;
+		if (p->family != 4 && (v->smac[0] | v->smac[1] | v->smac[2] | v->smac[3] | v->smac[4] | v->smac[5]))
+			return rewrite_macs(skb, v) ? TCX_DROP : (int)bpf_redirect(v->oif, 0);
+		if ((p->family != 4 || !to.ipv4_nh) && send_ask_next_hop(skb, (struct packet *)p, v->oif, &to))
+			return (int)bpf_redirect_neigh(v->oif, NULL, 0, 0);
+		return (int)bpf_redirect_neigh(v->oif, &to, sizeof(to), 0);
+	}
 	if (address_is_ipv4(&v->remote)) {
 		to.nh_family = AF_INET;
 		to.ipv4_nh = via[3];
@@ -202,5 +250,8 @@ __global int send_decided(struct __sk_buff *skb, struct packet *p, struct decisi
 {
 	if (!p || !d)
 		return TCX_DROP;
+	/* Each time that it is looked at, the kernel shall ask the next hop whether it is still there. */
+	if (d->verdict.action == ACTION_TO_DEVICE && d->verdict.vni)
+		__builtin_memset(d->verdict.smac, 0, sizeof(d->verdict.smac));
 	return send(skb, p, &d->verdict, &d->reply, program);
 }

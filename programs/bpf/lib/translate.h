@@ -73,7 +73,7 @@ static __always_inline int service_is_there(struct service_work *w)
 static __always_inline int service_new(struct packet *p, struct decision *d, struct service_work *w, enum service_client who)
 {
 	const struct frontend *at;
-	int owned, err;
+	int owned, itself, err;
 
 	/* All of a node's addresses have a row too. Nothing is sent there. */
 	if (address_is_martian(&p->tuple.daddr))
@@ -117,10 +117,12 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 		return err;
 	d->reply.saddr = w->backend.addr;
 	d->reply.sport = w->backend.port;
-	if (w->outside && (w->frontend.flags & FRONTEND_DIRECT))
+	itself = address_is_equal(&w->backend.addr, &p->tuple.saddr);
+	/* A part of a datagram has no room to tell of the frontend, and who talks to himself would answer himself. */
+	if (w->outside && (w->frontend.flags & FRONTEND_DIRECT) && p->kind == PACKET_PLAIN && !itself)
 		d->flags |= DECISION_DIRECT;
 	/* To itself: from its own address it would not take it, nor send the answer to us. */
-	if (address_is_equal(&w->backend.addr, &p->tuple.saddr))
+	if (itself)
 		d->reply.daddr = p->family == 4 ? config_address(&hairpin_ipv4) : config_address(&hairpin_ipv6);
 	return DROP_NONE;
 }

@@ -183,11 +183,9 @@ enum uplink_flag {
  * where to look. Destinations share it, and what counts is the flow table.
  */
 struct nat_ports {
-	__u32 next; /* word to begin at, counted without end */
-	__u32 reserved;
 	__u64 used[NAT_WORDS];
 };
-_Static_assert(sizeof(struct nat_ports) == 8200, "no hidden padding in a value");
+_Static_assert(sizeof(struct nat_ports) == 8192, "no hidden padding in a value");
 
 /* What Go wants to know again. No program reads it: they have it as constants. */
 struct nat_range {
