@@ -36,7 +36,7 @@ type Sysctl struct {
 	// Device is a device name, [AllDevices] or [DefaultDevices]. Empty for a
 	// setting that is not per device, such as ip_forward.
 	Device string
-	Name   string // as in /proc, such as "rp_filter"
+	Name   string // as in /proc, such as "rp_filter" or "icmp/ratelimit"
 	Value  int
 }
 
@@ -73,8 +73,10 @@ func (s Sysctl) check() error {
 			return err
 		}
 	}
-	if s.Name == "" || strings.Trim(s.Name, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
-		return &InputError{Field: "sysctl name", Value: s.Name, Reason: "is not made of lower-case letters, digits and underscores"}
+	for part := range strings.SplitSeq(s.Name, "/") {
+		if part == "" || strings.Trim(part, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+			return &InputError{Field: "sysctl name", Value: s.Name, Reason: "is not made of lower-case letters, digits and underscores, with slashes between"}
+		}
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func TestSysctlBadInput(t *testing.T) {
 	for field, bad := range map[string][]Sysctl{
 		"sysctl family": {{}, {Family: "../ipv4", Name: "ip_forward"}},
 		"sysctl device": {{IPv4, "../all", "rp_filter", 0}, {IPv4, "sixteen-bytes-xx", "rp_filter", 0}, {Core, "lo", "somaxconn", 0}},
-		"sysctl name":   {{IPv4, "all", "", 0}, {IPv4, "all", "../rp_filter", 0}, {IPv4, "all", "Rp", 0}},
+		"sysctl name":   {{IPv4, "all", "", 0}, {IPv4, "all", "../rp_filter", 0}, {IPv4, "all", "Rp", 0}, {IPv6, "", "icmp//ratelimit", 0}, {IPv6, "", "/icmp", 0}, {IPv6, "", "icmp/", 0}},
 	} {
 		for _, s := range bad {
 			requireInput(t, EnsureSysctls(ns, s), field)

@@ -56,10 +56,16 @@ func TestServiceBadInput(t *testing.T) {
 		change func(*Service)
 		text   string
 	}{
-		"no name":              {func(s *Service) { s.Name = "" }, "its name has 0 bytes"},
-		"a long name":          {func(s *Service) { s.Name = strings.Repeat("x", 128) }, "its name has 128 bytes, want 1 to 127"},
-		"no frontend":          {func(s *Service) { s.Frontends = nil }, "it has no frontend"},
-		"direct at random":     {func(s *Service) { s.Direct = true }, "Direct takes Algorithm Maglev"},
+		"no name":          {func(s *Service) { s.Name = "" }, "its name has 0 bytes"},
+		"a long name":      {func(s *Service) { s.Name = strings.Repeat("x", 128) }, "its name has 128 bytes, want 1 to 127"},
+		"no frontend":      {func(s *Service) { s.Frontends = nil }, "it has no frontend"},
+		"direct at random": {func(s *Service) { s.Direct = true }, "Direct takes Algorithm Maglev"},
+		"a NodePort below": {func(s *Service) {
+			s.Frontends[0] = Frontend{Addr: netip.MustParseAddrPort("0.0.0.0:29999"), Type: NodePort}
+		}, "a NodePort is 30000 to 32767 here"},
+		"a NodePort above": {func(s *Service) {
+			s.Frontends[0] = Frontend{Addr: netip.MustParseAddrPort("172.16.16.11:32768"), Type: NodePort}
+		}, "a NodePort is 30000 to 32767 here"},
 		"frontend port 0":      {func(s *Service) { s.Frontends[0].Addr = netip.MustParseAddrPort("10.96.0.1:0") }, "its port is 0"},
 		"an invalid frontend":  {func(s *Service) { s.Frontends[0].Addr = netip.AddrPortFrom(netip.Addr{}, 80) }, "frontend"},
 		"a wildcard ClusterIP": {func(s *Service) { s.Frontends[0].Addr = netip.MustParseAddrPort("0.0.0.0:80") }, "frontend 0.0.0.0:80/TCP"},
@@ -124,6 +130,7 @@ func TestServiceBadInput(t *testing.T) {
 		"Frontends is -1":      {Frontends: -1},
 		"MaglevSize is 4":      {MaglevSize: 4},
 		"MaglevSize is 131072": {MaglevSize: 131072},
+		"FirstNodePort is 9 and LastNodePort 8: the range is empty": {FirstNodePort: 9, LastNodePort: 8},
 		"Node":                 {Node: netip.IPv4Unspecified()},
 		"NodeAddrs":            {NodeAddrs: []netip.Addr{{}}},
 		"Hairpin: address ::1": {Hairpin: []netip.Addr{netip.IPv6Loopback()}},

@@ -20,6 +20,9 @@ const (
 	DefaultSockets    = 65536
 	DefaultMaglevSize = 16381
 	DefaultMaglevs    = 4096
+	// DefaultFirstNodePort and DefaultLastNodePort are the range of Kubernetes.
+	DefaultFirstNodePort = 30000
+	DefaultLastNodePort  = 32767
 )
 
 // Config describes the services of a node. The zero Config works, for packets and
@@ -61,6 +64,11 @@ type Config struct {
 	Node netip.Addr
 	// NodeAddrs are the node's own addresses: where wildcard NodePorts are.
 	NodeAddrs []netip.Addr
+	// FirstNodePort and LastNodePort are the range of the ports of NodePorts; 0:
+	// [DefaultFirstNodePort] and [DefaultLastNodePort]. One outside of it is
+	// os.ErrInvalid: it could be what a program of the node listens at. A HostPort is
+	// at any port.
+	FirstNodePort, LastNodePort uint16
 	// Hairpin are the sources, one of a family, that an endpoint sees when it
 	// reaches itself through a service. Nobody else may have them. The default is
 	// 169.254.42.1 and fd00:42:42::1.
@@ -117,6 +125,15 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.DrainTimeout < 0 || c.SweepInterval < 0 {
 		return c, invalid.Errorf("DrainTimeout is %s and SweepInterval %s, want more than 0", c.DrainTimeout, c.SweepInterval)
+	}
+	if c.FirstNodePort == 0 {
+		c.FirstNodePort = DefaultFirstNodePort
+	}
+	if c.LastNodePort == 0 {
+		c.LastNodePort = max(DefaultLastNodePort, c.FirstNodePort)
+	}
+	if c.LastNodePort < c.FirstNodePort {
+		return c, invalid.Errorf("FirstNodePort is %d and LastNodePort %d: the range is empty", c.FirstNodePort, c.LastNodePort)
 	}
 	if !isPrime(uint32(c.MaglevSize)) {
 		return c, invalid.Errorf("MaglevSize is %d, which is no prime", c.MaglevSize)

@@ -281,6 +281,9 @@ func (s Service) check(cfg Config) (Service, error) {
 		if f.Addr.Addr().Is4() != is4 {
 			return fail("frontend %s: the families are mixed, and there is no translation between them: make a service for each", f)
 		}
+		if port := f.Addr.Port(); f.Type == NodePort && (port < cfg.FirstNodePort || port > cfg.LastNodePort) {
+			return fail("frontend %s: a NodePort is %d to %d here: take one of these, or set Config.FirstNodePort and LastNodePort", f, cfg.FirstNodePort, cfg.LastNodePort)
+		}
 		at := f
 		at.Type = 0
 		if seen[at] {

@@ -233,7 +233,7 @@ func TestChildErrorReachesTheParent(t *testing.T) {
 	c := contestant{client: ns, server: ns, addr: netip.MustParseAddr("192.0.2.1")}
 	for _, m := range measures {
 		_, err := s.measure(t.Context(), m, c)
-		assert.ErrorContains(t, err, "server: listen on 192.0.2.1:7000: cannot assign requested address", m.Name)
+		assert.ErrorContains(t, err, "server: listen on 192.0.2.1:30000: cannot assign requested address", m.Name)
 	}
 	c.addr = netip.MustParseAddr("127.0.0.1")
 	_, err = s.measure(t.Context(), measure{Name: "nonsense"}, c)

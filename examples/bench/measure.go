@@ -86,8 +86,8 @@ const (
 	underlayBridge = "bridge"
 )
 
-// port is free: nothing else runs in the namespaces.
-const port = 7000
+// port is free: nothing else runs in the namespaces. It is a NodePort too.
+const port = 30000
 
 func (s settings) measureAll(ctx context.Context, p *progress) (_ *report, err error) {
 	a, err := newArena(ctx, s, p)

@@ -19,7 +19,9 @@ const (
 	echoSize      = 64   // payload of a TCP or UDP echo
 	largePacket   = 1400 // an IP packet that fits every overlay
 	tooBigPacket  = 1500 // one that fits the endpoint's device and no overlay
+	narrowPacket  = 1450 // one that does not fit the path to the outside
 	largeDatagram = 8000 // payload of a datagram that goes in fragments
+	bulkSize      = 64 << 10
 )
 
 // What the probes of services are.

@@ -71,10 +71,9 @@ func TestEveryProbeGetsThrough(t *testing.T) {
 				"endpoint to world, ICMP echo": 2 * n, "endpoint to world, traceroute": 2 * n,
 				"endpoint to world, TCP echo as the node": n, "endpoint to world, UDP echo as the node": n,
 				"endpoint to world, TCP echo as itself": n, "endpoint to world, UDP echo as itself": n,
-				"endpoint to world, datagram of 8000 in fragments": n, "endpoint to world, datagram of 8000 in fragments of IPv4": n,
-				"endpoint to world, packet of 1450, told MTU 1400": n,
+				"endpoint to world, datagram of 8000 in fragments": 2 * n, "endpoint to world, packet of 1450, told MTU 1400": 2 * n,
 			}
-			probes := 73
+			probes := 76
 			if !native {
 				want[fmt.Sprintf("across nodes, packet of 1500, told MTU %d", test.mtu)] = n
 				probes += 2
@@ -154,7 +153,7 @@ func TestFailureIsTheExitCode(t *testing.T) {
 	require.Equal(t, 1, code, "%s", &out.Buffer)
 	require.Equal(t, "cluster: 6 probes failed\n", errs.String())
 	require.Regexp(t, `(?m)^  endpoint to node +node1-ep1 -> node1 underlay +TCP echo +FAILED +FAILED  IPv4: no route to host  IPv6: no route to host$`, out.String())
-	require.Contains(t, out.String(), "39 probes in")
+	require.Contains(t, out.String(), "42 probes in")
 	require.Contains(t, out.String(), ": 6 FAILED\n")
 }
 

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/conntrack"
 	"github.com/godatapath/datapath/examples/internal/probe"
@@ -62,9 +61,9 @@ func TestDirectReturn(t *testing.T) {
 		_, err = probe.UDP(t.Context(), c.Outside.Namespace, at, 64)
 		require.NoError(t, err, "IPv%d: datagrams too", family)
 		// Each datagram says what was asked: the backend's node may have forgotten it.
-		forgetful := openDatagrams(t, c.Outside.Namespace, at)
+		forgetful := openDatagrams(t, c, at)
 		for range 2 {
-			_, err = forgetful.send(t, 64)
+			_, err = forgetful.Ask(t.Context(), 64, 64)
 			require.NoError(t, err)
 			_, err = second.Flows.Flush(conntrack.Filter{})
 			require.NoError(t, err)
@@ -79,15 +78,9 @@ func TestDirectReturn(t *testing.T) {
 
 		// The first datagram of a flow carries more than it had: what then does not fit is
 		// answered.
-		ask := openDatagrams(t, c.Outside.Namespace, at)
-		more := []int{8, 24}[f]
-		teller, err := ask.send(t, OutsideMTU)
-		if err == nil { // the way from outside is as wide as the nodes'
-			teller, err = openDatagrams(t, c.Outside.Namespace, at).send(t, c.cfg.UnderlayMTU)
-		}
-		require.ErrorIs(t, err, unix.EMSGSIZE, "IPv%d", family)
-		require.Equal(t, first.Addrs[f].Addr(), teller)
-		_, err = openDatagrams(t, c.Outside.Namespace, at).send(t, c.cfg.UnderlayMTU-more)
+		fits := c.cfg.UnderlayMTU - []int{8, 24}[f]
+		requireTooBig(t, openDatagrams(t, c, at), c.cfg.UnderlayMTU, fits, first.Addrs[f].Addr())
+		_, err = openDatagrams(t, c, at).Ask(t.Context(), fits, 64)
 		require.NoError(t, err)
 	}
 }

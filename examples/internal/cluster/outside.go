@@ -23,12 +23,15 @@ var (
 	outsideTrust = []netip.Prefix{prefix("203.0.113.0/24"), prefix("fd00:99::/64")}
 )
 
-// OutsideMTU is the longest packet that the router sends to Outside.Addrs.
+// OutsideMTU is the longest packet that the router sends to the outside.
 const OutsideMTU = 1400
 
 // Router returns the address of a family, 4 or 6, of the router before the
 // outside.
 func Router(family int) netip.Addr { return routerAddrs[family/6].Addr() }
+
+// OutsideRouter is the router's address of a family on the side of the outside.
+func OutsideRouter(family int) netip.Addr { return host(outsideSeen[family/6], 1) }
 
 // Outside is a host that is on no node.
 type Outside struct {
@@ -68,6 +71,10 @@ func (c *Cluster) makeOutside() error {
 	if err := devices.EnsureForwarding(c.underlay, devices.Forwarding{}); err != nil {
 		return err
 	}
+	// The router answers each traceroute, however many of them there are.
+	if err := devices.EnsureSysctls(c.underlay, devices.Sysctl{Family: devices.IPv4, Name: "icmp_ratelimit"}, devices.Sysctl{Family: devices.IPv6, Name: "icmp/ratelimit"}); err != nil {
+		return err
+	}
 	nets := append(append([]netip.Prefix{}, outsideSeen...), outsideTrust...)
 	err = withNetlink(c.underlay, func(nl *netlink.Handle) error {
 		attrs := netlink.NewLinkAttrs()
@@ -91,7 +98,7 @@ func (c *Cluster) makeOutside() error {
 			return err
 		}
 		// A path that is narrower than the devices on it.
-		for _, p := range outsideSeen {
+		for _, p := range nets {
 			to := host(p, 10)
 			route := &netlink.Route{Dst: ipNet(netip.PrefixFrom(to, to.BitLen())), LinkIndex: index, MTU: OutsideMTU, MTULock: true}
 			if err := nl.RouteAdd(route); err != nil {
@@ -121,7 +128,8 @@ func (c *Cluster) makeOutside() error {
 		if err := nl.LinkSetUp(dev); err != nil {
 			return err
 		}
-		return setDefault(nl, outsideSeen)
+		// With a source, so that it is clear as whom it asks.
+		return setDefault(nl, outsideSeen, host(outsideSeen[0], 10), host(outsideSeen[1], 10))
 	})
 	if err != nil {
 		return fmt.Errorf("make the outside: %w", err)
@@ -155,13 +163,17 @@ func (c *Cluster) leadOut(n *Node) error {
 
 // setDefault sets the default routes of both families to the first host of each
 // prefix.
-func setDefault(nl *netlink.Handle, nets []netip.Prefix) error {
-	for _, p := range nets {
+func setDefault(nl *netlink.Handle, nets []netip.Prefix, as ...netip.Addr) error {
+	for i, p := range nets {
 		to := prefix("0.0.0.0/0")
 		if p.Addr().Is6() {
 			to = prefix("::/0")
 		}
-		if err := nl.RouteAdd(&netlink.Route{Dst: ipNet(to), Gw: host(p.Masked(), 1).AsSlice()}); err != nil {
+		route := &netlink.Route{Dst: ipNet(to), Gw: host(p.Masked(), 1).AsSlice()}
+		if len(as) > 0 {
+			route.Src = as[i].AsSlice()
+		}
+		if err := nl.RouteAdd(route); err != nil {
 			return fmt.Errorf("set the default route: %w", err)
 		}
 	}

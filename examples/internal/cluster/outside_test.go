@@ -4,7 +4,6 @@ package cluster
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -648,85 +647,28 @@ func TestNodePortAndSocket(t *testing.T) {
 	}
 }
 
-// datagrams is a UDP socket of the outside that hears of errors.
-type datagrams struct {
-	fd     int
-	family int
-}
-
-func openDatagrams(t *testing.T, ns devices.Namespace, to netip.AddrPort) datagrams {
+// openDatagrams opens a flow from the outside that ends with the test.
+func openDatagrams(t *testing.T, c *Cluster, to netip.AddrPort) *probe.Datagrams {
 	t.Helper()
-	d := datagrams{family: 6}
-	var sa unix.Sockaddr = &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}
-	domain := unix.AF_INET6
+	family := 6
 	if to.Addr().Is4() {
-		d.family, domain, sa = 4, unix.AF_INET, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}
+		family = 4
 	}
-	require.NoError(t, ns.Do(func() (err error) {
-		d.fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		return err
-	}))
-	t.Cleanup(func() { require.NoError(t, unix.Close(d.fd)) })
-	d.set(t, unix.IP_RECVERR, unix.IPV6_RECVERR, 1)
-	d.set(t, unix.IP_MTU_DISCOVER, unix.IPV6_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
-	require.NoError(t, unix.Connect(d.fd, sa))
+	d, err := probe.OpenDatagrams(c.Outside.Namespace, c.Outside.Addr(family), to)
+	require.NoError(t, err)
+	t.Cleanup(d.Close)
 	return d
 }
 
-func (d datagrams) set(t *testing.T, option4, option6, value int) {
+// requireTooBig wants a packet of size bytes to be answered with this MTU.
+func requireTooBig(t *testing.T, d *probe.Datagrams, size, mtu int, teller netip.Addr) {
 	t.Helper()
-	level, option := unix.SOL_IP, option4
-	if d.family == 6 {
-		level, option = unix.SOL_IPV6, option6
-	}
-	require.NoError(t, unix.SetsockoptInt(d.fd, level, option, value))
-}
-
-// send returns what comes of an IP packet of size bytes: an answer as large, or
-// who tells of what error.
-func (d datagrams) send(t *testing.T, size int) (teller netip.Addr, err error) {
-	t.Helper()
-	payload := make([]byte, size-28)
-	if d.family == 6 {
-		payload = payload[20:]
-	}
-	if _, err := unix.Write(d.fd, payload); err != nil {
-		_, _ = d.queued(t)
-		return netip.Addr{}, err
-	}
-	fds := []unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
-		if n, err := unix.Poll(fds, 100); n > 0 && err == nil {
-			break
-		}
-	}
-	if fds[0].Revents&unix.POLLERR != 0 {
-		return d.queued(t)
-	}
-	buf := make([]byte, 1<<16)
-	n, _, err := unix.Recvfrom(d.fd, buf, unix.MSG_DONTWAIT)
-	require.NoError(t, err, "neither an answer nor an error")
-	require.Len(t, buf[:n], len(payload))
-	return netip.Addr{}, nil
-}
-
-// queued takes the error that the kernel tells of.
-func (d datagrams) queued(t *testing.T) (teller netip.Addr, err error) {
-	t.Helper()
-	oob := make([]byte, 512)
-	_, n, _, _, err := unix.Recvmsg(d.fd, nil, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
-	require.NoError(t, err)
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	require.NoError(t, err)
-	require.NotEmpty(t, messages)
-	e := messages[0].Data // struct sock_extended_err, linux/errqueue.h, and the address of who tells
-	if d.family == 4 {
-		teller = netip.AddrFrom4([4]byte(e[20:]))
-	} else {
-		teller = netip.AddrFrom16([16]byte(e[24:]))
-	}
-	_, _ = unix.GetsockoptInt(d.fd, unix.SOL_SOCKET, unix.SO_ERROR) // it is told twice
-	return teller, unix.Errno(binary.NativeEndian.Uint32(e))
+	_, err := d.Ask(t.Context(), size, 64)
+	var icmp *probe.Error
+	require.ErrorAs(t, err, &icmp)
+	require.True(t, icmp.TooBig(), "%v", err)
+	require.Equal(t, mtu, icmp.MTU)
+	require.Equal(t, teller, icmp.From)
 }
 
 // A traceroute from outside shows the node, on the way to an endpoint by its
@@ -739,32 +681,17 @@ func TestTracerouteFromOutside(t *testing.T) {
 		serveAll(t, c)
 		first, second := c.Nodes[0], c.Nodes[1]
 		for f, family := range families {
-			// The router answers by the network that the client has chosen its address of.
-			routers := []netip.Addr{host(outsideSeen[f], 1), host(outsideTrust[f], 1)}
 			to := first.Endpoints[0].Addr(family)
-			_, err := probe.Trace(t.Context(), c.Outside.Namespace, to, []netip.Addr{routers[0], first.Addrs[f].Addr(), to})
-			if err != nil {
-				_, err = probe.Trace(t.Context(), c.Outside.Namespace, to, []netip.Addr{routers[1], first.Addrs[f].Addr(), to})
-			}
+			_, err := probe.Trace(t.Context(), c.Outside.Namespace, to, []netip.Addr{OutsideRouter(family), first.Addrs[f].Addr(), to})
 			require.NoError(t, err)
 
 			for _, at := range []*Endpoint{first.Endpoints[0], second.Endpoints[0]} {
 				setService(t, c, lb.Service{Name: fmt.Sprint("port", family), Frontends: atAll(family, port, lb.NodePort), Backends: backends(family, at)})
 				to := nodePort(first, family, port)
 				for range 2 { // the second time by a flow that is known
-					ask := openDatagrams(t, c.Outside.Namespace, to)
-					var hops []netip.Addr
-					for ttl := 1; ttl < 10; ttl++ {
-						ask.set(t, unix.IP_TTL, unix.IPV6_UNICAST_HOPS, ttl)
-						teller, err := ask.send(t, 100)
-						if err == nil {
-							break
-						}
-						require.ErrorIs(t, err, unix.EHOSTUNREACH, "time exceeded")
-						hops = append(hops, teller)
-					}
-					require.Contains(t, routers, hops[0])
-					require.Equal(t, first.Addrs[f].Addr(), hops[1])
+					hops, err := openDatagrams(t, c, to).Trace(t.Context(), 3)
+					require.NoError(t, err)
+					require.Equal(t, []netip.Addr{OutsideRouter(family), first.Addrs[f].Addr()}, hops[:2])
 					if at.Node == first {
 						require.Len(t, hops, 2)
 					} else {
@@ -800,14 +727,12 @@ func TestPathMTUFromOutside(t *testing.T) {
 		}
 		for f, family := range families {
 			setService(t, c, lb.Service{Name: fmt.Sprint("port", family), Frontends: atAll(family, port, lb.NodePort), Backends: backends(family, second.Endpoints[0])})
-			ask := openDatagrams(t, c.Outside.Namespace, nodePort(first, family, port))
-			teller, err := ask.send(t, mtu+20)
-			require.ErrorIs(t, err, unix.EMSGSIZE, "IPv%d", family)
-			require.Equal(t, first.Addrs[f].Addr(), teller)
-			_, err = ask.send(t, mtu+20)
-			require.ErrorIs(t, err, unix.EMSGSIZE, "the kernel has learned it")
-			_, err = ask.send(t, 1320)
-			require.NoError(t, err)
+			ask := openDatagrams(t, c, nodePort(first, family, port))
+			for range 2 { // the second time by a flow that is known
+				requireTooBig(t, ask, mtu+20, mtu, first.Addrs[f].Addr())
+				_, err := ask.Ask(t.Context(), 1320, 64)
+				require.NoError(t, err)
+			}
 		}
 	})
 }

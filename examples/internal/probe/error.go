@@ -48,10 +48,10 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s, says %s", what, e.From)
 }
 
-// queued returns what the kernel has queued about our packets, or nil.
-func (p *pinger) queued() error {
+// queued returns what the kernel has queued about a socket's packets, or nil.
+func queued(fd int) error {
 	oob := make([]byte, 512)
-	_, n, _, _, err := unix.Recvmsg(p.fd, nil, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+	_, n, _, _, err := unix.Recvmsg(fd, nil, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
 	if err != nil {
 		return nil // the queue is empty
 	}

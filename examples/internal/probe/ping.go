@@ -130,7 +130,7 @@ func (p *pinger) exchange(ctx context.Context, payload []byte) (time.Duration, e
 	request := p.request(payload)
 	start := time.Now()
 	if err := unix.Send(p.fd, request, 0); err != nil {
-		if queued := p.queued(); queued != nil {
+		if queued := queued(p.fd); queued != nil {
 			err = queued
 		}
 		return 0, err
@@ -148,7 +148,7 @@ func (p *pinger) exchange(ctx context.Context, payload []byte) (time.Duration, e
 		}
 		took := time.Since(start)
 		if fds[0].Revents&unix.POLLERR != 0 {
-			if err := p.queued(); err != nil {
+			if err := queued(p.fd); err != nil {
 				return 0, err
 			}
 		}

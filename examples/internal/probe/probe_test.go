@@ -116,6 +116,44 @@ func TestErrorsOnTheWay(t *testing.T) {
 	}
 }
 
+func TestDatagrams(t *testing.T) {
+	t.Parallel()
+	client, router, server := path(t)
+	require.NoError(t, router.Sysctl(map[string]string{"net/ipv4/icmp_ratelimit": "0", "net/ipv6/icmp/ratelimit": "0"}))
+	for _, family := range []struct{ client, server, router netip.Addr }{
+		{netip.MustParseAddr("192.0.2.2"), server4, router4}, {netip.MustParseAddr("2001:db8::2"), server6, router6},
+	} {
+		echo, err := NewEcho(server.Namespace(), family.server)
+		require.NoError(t, err)
+		t.Cleanup(func() { echo.Close() }) // if the test does not come so far
+		_, err = OpenDatagrams(client.Namespace(), family.server, echo.Addr())
+		require.ErrorIs(t, err, unix.EADDRNOTAVAIL)
+		d, err := OpenDatagrams(client.Namespace(), family.client, echo.Addr())
+		require.NoError(t, err)
+		defer d.Close()
+		for range 2 {
+			var icmp *Error
+			took, err := d.Ask(t.Context(), 1300, 64)
+			require.NoError(t, err)
+			require.Positive(t, took)
+			require.Less(t, took, Timeout)
+			_, err = d.Ask(t.Context(), 1301, 64)
+			require.ErrorAs(t, err, &icmp)
+			require.EqualError(t, err, "too big, MTU is 1300, says "+family.router.String())
+			hops, err := d.Trace(t.Context(), 1)
+			require.NoError(t, err)
+			require.Equal(t, []netip.Addr{family.router}, hops)
+		}
+		_, err = d.Trace(t.Context(), 0)
+		require.ErrorContains(t, err, "the way is longer than ["+family.router.String()+"]")
+		_, err = d.Ask(t.Context(), 20, 64)
+		require.ErrorContains(t, err, "a packet of 20 bytes")
+		require.NoError(t, echo.Close())
+		_, err = d.Trace(t.Context(), 1)
+		require.ErrorContains(t, err, "hop 2: unreachable")
+	}
+}
+
 func TestTrace(t *testing.T) {
 	t.Parallel()
 	client, router, server := path(t)
