@@ -68,6 +68,11 @@ func TestDirectReturn(t *testing.T) {
 			_, err = second.Flows.Flush(conntrack.Filter{})
 			require.NoError(t, err)
 		}
+		for range 2 { // the second time by a flow that is known
+			hops, err := openDatagrams(t, c, at).Trace(t.Context(), 3)
+			require.NoError(t, err, "IPv%d: %v", family, hops)
+			require.Equal(t, []netip.Addr{OutsideRouter(family), first.Addrs[f].Addr(), second.Addrs[f].Addr()}, hops)
+		}
 		there := echo(t, second.Endpoints[0].Namespace, second.Endpoints[0].Addr(family))
 		setService(t, c, lb.Service{
 			Name: fmt.Sprint("bulk", family), Frontends: atAll(family, port+1, lb.NodePort), Direct: true, Algorithm: lb.Maglev,
