@@ -125,11 +125,14 @@ func (s State) String() string {
 
 // Backend is who serves.
 type Backend struct {
-	Addr   netip.AddrPort // of the family of the service's frontends
-	State  State          // 0: Active
-	Weight int            // share of the new flows, 1 to 65535; 0: 1
-	Node   netip.Addr     // of the node that has it, as Config.Node; zero: not told, and not local
-	Zone   string         // for tools: the choice does not look at it; up to 32 bytes
+	// Addr is of the family of the service's frontends. The address of a node, as a
+	// pod in the host's network has it, can be asked from inside and by way of another
+	// node; a client from outside that asks this very node is dropped, "no endpoint".
+	Addr   netip.AddrPort
+	State  State      // 0: Active
+	Weight int        // share of the new flows, 1 to 65535; 0: 1
+	Node   netip.Addr // of the node that has it, as Config.Node; zero: not told, and not local
+	Zone   string     // for tools: the choice does not look at it; up to 32 bytes
 }
 
 // Algorithm chooses a backend for a new flow.
