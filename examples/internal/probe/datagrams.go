@@ -96,38 +96,17 @@ func (d *Datagrams) Ask(ctx context.Context, size, ttl int) (time.Duration, erro
 	if _, err := unix.Write(d.fd, sent); err != nil {
 		return 0, err
 	}
-	for {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		if time.Since(start) > Timeout {
-			return 0, errNoAnswer
-		}
-		fds := []unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, 50); err != nil && !errors.Is(err, unix.EINTR) {
-			return 0, fmt.Errorf("wait for the answer: %w", err)
-		}
-		took := time.Since(start)
-		if fds[0].Revents&unix.POLLERR != 0 {
-			err := queued(d.fd)
-			_, _ = unix.GetsockoptInt(d.fd, unix.SOL_SOCKET, unix.SO_ERROR) // it is told twice
-			if err != nil {
-				return 0, err
-			}
-		}
-		if fds[0].Revents&unix.POLLIN == 0 {
-			continue
-		}
+	return await(ctx, d.fd, start, func() (bool, error) {
 		got := make([]byte, 1<<16)
 		n, err := unix.Read(d.fd, got)
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
-			continue
+			return false, nil
 		}
 		if err != nil {
-			return 0, fmt.Errorf("read the answer: %w", err)
+			return false, fmt.Errorf("read the answer: %w", err)
 		}
-		return took, compare(got[:n], sent)
-	}
+		return true, compare(got[:n], sent)
+	})
 }
 
 // Trace sends datagrams that live for one hop, two hops and so on until one is

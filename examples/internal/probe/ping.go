@@ -135,30 +135,7 @@ func (p *pinger) exchange(ctx context.Context, payload []byte) (time.Duration, e
 		}
 		return 0, err
 	}
-	for {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		if time.Since(start) > Timeout {
-			return 0, errNoAnswer
-		}
-		fds := []unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, 50); err != nil && !errors.Is(err, unix.EINTR) {
-			return 0, fmt.Errorf("wait for the answer: %w", err)
-		}
-		took := time.Since(start)
-		if fds[0].Revents&unix.POLLERR != 0 {
-			if err := queued(p.fd); err != nil {
-				return 0, err
-			}
-		}
-		if fds[0].Revents&unix.POLLIN == 0 {
-			continue
-		}
-		if ours, err := p.reply(payload); ours || err != nil {
-			return took, err
-		}
-	}
+	return await(ctx, p.fd, start, func() (bool, error) { return p.reply(payload) })
 }
 
 func (p *pinger) request(payload []byte) []byte {
