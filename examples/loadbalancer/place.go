@@ -7,12 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/godatapath/datapath/examples/internal/cluster"
+	"github.com/godatapath/datapath/examples/internal/pidfile"
 	"github.com/godatapath/datapath/maps"
 )
 
@@ -80,16 +79,16 @@ func (p *place) take() error {
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			defer f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
-				return &heldError{p.lock, readPID(f)}
+				return &heldError{p.lock, pidfile.Read(f)}
 			}
 			return fmt.Errorf("lock %s: %w", p.lock, err)
 		}
-		if !isAt(f, p.lock) {
+		if !pidfile.IsAt(f, p.lock) {
 			f.Close() // its owner has removed it between our two steps
 			continue
 		}
 		p.held = f
-		if err := writePID(f); err != nil {
+		if err := pidfile.Write(f); err != nil {
 			return errors.Join(err, p.letGo())
 		}
 		// What is mounted there and has no lock is somebody else's.
@@ -148,37 +147,6 @@ func (p *place) letGo() error {
 		err = errors.Join(err, removeEmpty(cluster.DefaultDir))
 	}
 	return err
-}
-
-func writePID(f *os.File) error {
-	err := f.Truncate(0) // of one that was killed
-	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	}
-	if err != nil {
-		return fmt.Errorf("write the number of this process: %w", err)
-	}
-	return nil
-}
-
-// readPID returns 0 if there is none.
-func readPID(f *os.File) int {
-	text := make([]byte, 20)
-	n, _ := f.ReadAt(text, 0)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
-	if err != nil {
-		return 0
-	}
-	return pid
-}
-
-func isAt(f *os.File, path string) bool {
-	held, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Lstat(path)
-	return err == nil && os.SameFile(held, there)
 }
 
 // removeEmpty removes a folder unless something is in it.

@@ -61,7 +61,7 @@ static __always_inline int answer_as(struct __sk_buff *skb, struct packet *p, co
 	return direct_take(skb, p, &d->verdict);
 }
 
-/* Is the backend's node told what was asked? When a flow begins, and when it fits. */
+/* Is the backend's node told what was asked? When a flow begins, which is too big if that does not fit; later if it fits. */
 static __always_inline int tells(const struct __sk_buff *skb, const struct packet *p, const struct flow *f, const struct decision *d)
 {
 	if (!with_nat || !(d->verdict.flags & VERDICT_DIRECT) || p->kind != PACKET_PLAIN || skb->gso_size)

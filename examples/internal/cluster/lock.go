@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/godatapath/datapath/examples/internal/pidfile"
 )
 
 // heldError says that a cluster of that name is up. It is os.ErrExist.
@@ -54,15 +54,15 @@ func lock(dir string) (release func() error, err error) {
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			defer f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
-				return nil, &heldError{pid: readPID(f)}
+				return nil, &heldError{pid: pidfile.Read(f)}
 			}
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
-		if !isAt(f, path) {
+		if !pidfile.IsAt(f, path) {
 			f.Close() // its owner has removed it between our two steps
 			continue
 		}
-		if err := writePID(f); err != nil {
+		if err := pidfile.Write(f); err != nil {
 			return nil, errors.Join(err, os.Remove(path), f.Close())
 		}
 		return func() error {
@@ -73,38 +73,6 @@ func lock(dir string) (release func() error, err error) {
 			return err
 		}, nil
 	}
-}
-
-func writePID(f *os.File) error {
-	text := strconv.Itoa(os.Getpid()) + "\n"
-	err := f.Truncate(0) // of one that was killed
-	if err == nil {
-		_, err = f.WriteAt([]byte(text), 0)
-	}
-	if err != nil {
-		return fmt.Errorf("write the number of this process: %w", err)
-	}
-	return nil
-}
-
-// readPID returns 0 if there is none.
-func readPID(f *os.File) int {
-	text := make([]byte, 20)
-	n, _ := f.ReadAt(text, 0)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
-	if err != nil {
-		return 0
-	}
-	return pid
-}
-
-func isAt(f *os.File, path string) bool {
-	held, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Lstat(path)
-	return err == nil && os.SameFile(held, there)
 }
 
 // own gives the folder of all clusters back to root, if one who is not root has
