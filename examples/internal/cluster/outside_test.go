@@ -43,9 +43,10 @@ func launch(t *testing.T, name string, cfg Config) *Cluster {
 func inEachMode(t *testing.T, name string, cfg Config, fn func(t *testing.T, c *Cluster)) {
 	t.Helper()
 	for mode, native := range map[string]bool{"vxlan": false, "native": true} {
+		cfg := cfg
+		cfg.Native = native
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			cfg.Native = native
 			fn(t, launch(t, name+mode, cfg))
 		})
 	}
