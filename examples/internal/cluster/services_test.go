@@ -262,7 +262,7 @@ func TestUpdatesUnderRealConnections(t *testing.T) {
 		}()
 		conns, seen := 0, map[netip.AddrPort]int{}
 		failed := func() error {
-			for end := time.Now().Add(2 * time.Second); time.Now().Before(end) || updates.Load() < 100; conns++ {
+			for end := time.Now().Add(2 * time.Second); time.Now().Before(end) || updates.Load() < 100 || conns < 50; conns++ {
 				conn, err := dial(t.Context(), node.Endpoints[conns%2].Namespace, vip)
 				if err != nil {
 					return fmt.Errorf("connect: %w", err)
