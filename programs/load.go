@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
@@ -179,20 +180,20 @@ func (d *Datapath) hooks(all block.Parts) []hook {
 	return hooks
 }
 
-// load loads the programs, all at once: so the kernel's BTF is read once. Tables
-// that no block brings are made here, as the C describes them: those of a block
-// that is absent, of one entry, which no code uses, and the programs' own room
-// for drafts.
-func (d *Datapath) load(all block.Parts) (err error) {
-	merged := &ebpf.CollectionSpec{
-		Maps: map[string]*ebpf.MapSpec{}, Programs: map[string]*ebpf.ProgramSpec{}, Variables: map[string]*ebpf.VariableSpec{},
+// load makes the tables, and then loads the programs, all at the same time: the
+// verifier is what takes long. Tables that no block brings are made here, as the C
+// describes them: those of a block that is absent, of one entry, which no code
+// uses, and the programs' own room for drafts.
+func (d *Datapath) load(all block.Parts) error {
+	hooks := d.hooks(all)
+	specs, kernel, err := readObjects(hooks)
+	if err != nil {
+		return err
 	}
+	tables := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{}, Variables: map[string]*ebpf.VariableSpec{}}
 	replace, used := map[string]*ebpf.Map{}, map[string]bool{}
-	for _, h := range d.hooks(all) {
-		spec, err := h.load()
-		if err != nil {
-			return fmt.Errorf("load %s: read the object: %w", h.name, err)
-		}
+	for i, h := range hooks {
+		spec := specs[i]
 		for name, value := range all.Settings {
 			if v := spec.Variables[name]; v != nil {
 				used[name] = true
@@ -202,31 +203,74 @@ func (d *Datapath) load(all block.Parts) (err error) {
 			}
 		}
 		for name, v := range ownSettings(h, spec) {
-			merged.Variables[h.name+" "+name] = v
+			tables.Variables[h.name+" "+name] = v
 		}
 		for name, ms := range spec.Maps {
 			if m := all.Maps[name]; m != nil {
 				ms.MaxEntries, ms.Flags = m.MaxEntries(), m.Flags()
 				replace[name] = m
 			}
-			merged.Maps[name] = ms
+			tables.Maps[name] = ms
 		}
-		merged.Programs[h.name], merged.ByteOrder = spec.Programs[h.name], spec.ByteOrder
+		tables.ByteOrder = spec.ByteOrder
 	}
 	for name := range all.Settings {
 		if !used[name] {
 			return fmt.Errorf("load the datapath: no program knows the setting %s", name)
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(merged, ebpf.CollectionOptions{MapReplacements: replace})
+	made, err := ebpf.NewCollectionWithOptions(tables, ebpf.CollectionOptions{MapReplacements: replace})
 	if err != nil {
 		return fmt.Errorf("load the datapath: %w", err)
 	}
-	defer coll.Close()
-	for name := range merged.Programs {
-		d.programs[name] = coll.DetachProgram(name)
+	defer made.Close()
+	var running sync.WaitGroup
+	loaded, errs := make([]*ebpf.Program, len(hooks)), make([]error, len(hooks))
+	for i, h := range hooks {
+		running.Go(func() {
+			loaded[i], errs[i] = loadProgram(h, specs[i], made.Maps, kernel)
+		})
 	}
-	return nil
+	running.Wait()
+	for i, h := range hooks {
+		if loaded[i] != nil {
+			d.programs[h.name] = loaded[i]
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// loadProgram loads the program of a hook with tables that are there.
+func loadProgram(h hook, spec *ebpf.CollectionSpec, tables map[string]*ebpf.Map, kernel *btf.Cache) (*ebpf.Program, error) {
+	spec.Programs, spec.Variables = map[string]*ebpf.ProgramSpec{h.name: spec.Programs[h.name]}, nil
+	mine := map[string]*ebpf.Map{}
+	for name := range spec.Maps {
+		mine[name] = tables[name]
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: mine, Cache: kernel})
+	if err != nil {
+		return nil, fmt.Errorf("load the datapath: %w", err)
+	}
+	defer coll.Close()
+	return coll.DetachProgram(h.name), nil
+}
+
+// readObjects reads the objects of the hooks and the kernel's BTF, at the same time.
+func readObjects(hooks []hook) (specs []*ebpf.CollectionSpec, kernel *btf.Cache, err error) {
+	var running sync.WaitGroup
+	kernel = btf.NewCache()
+	running.Go(func() { _, _ = kernel.Kernel() }) // who needs it asks again, and is told what is wrong
+	specs = make([]*ebpf.CollectionSpec, len(hooks))
+	errs := make([]error, len(hooks))
+	for i, h := range hooks {
+		running.Go(func() {
+			if specs[i], errs[i] = h.load(); errs[i] != nil {
+				errs[i] = fmt.Errorf("load %s: read the object: %w", h.name, errs[i])
+			}
+		})
+	}
+	running.Wait()
+	return specs, kernel, errors.Join(errs...)
 }
 
 // ownSettings gives an object's settings a table of their own, and returns them:
