@@ -118,6 +118,45 @@ func (r *rig) moveRed(to netip.Addr) {
 	}
 }
 
+// The place in the ring that a confirmed flow has left is the next one's, as long
+// as its turn is far.
+func TestPlaceOfTheConfirmed(t *testing.T) {
+	t.Parallel()
+	const ring = 64
+	eachFamily(t, rigConfig{flows: conntrack.Config{Flows: 256, Unconfirmed: ring}}, func(t *testing.T, r *rig, f family) {
+		m := r.flows.DatapathParts().Maps[bpf.TableMapFlows]
+		sport := uint16(0)
+		open := func() uint32 {
+			t.Helper()
+			sport++
+			r.inject(fromGreen, tcp(f.green, f.blue, sport, 80, packet.SYN))
+			var e bpf.TableFlow
+			require.NoError(t, m.Lookup(key(f.green, sport, f.blue, 80, unix.IPPROTO_TCP), &e))
+			return e.Slot
+		}
+		confirm := func(sport uint16) {
+			t.Helper()
+			r.inject(fromBlue, tcp(f.blue, f.green, 80, sport, packet.SYN|packet.ACK))
+			ack := tcp(f.green, f.blue, sport, 80, packet.ACK)
+			r.expect(fromGreen, ack, intoBlue(ack, "~"+tupleOf(conntrack.TCP, f.green, sport, f.blue, 80)).with("confirmations"))
+		}
+		require.Equal(t, uint32(0), open())
+		require.Equal(t, uint32(1), open())
+		confirm(1)
+		require.Equal(t, uint32(0), open())
+		require.Equal(t, uint32(2), open(), "one place is for one")
+		confirm(3)
+		confirm(2)
+		require.Equal(t, uint32(1), open(), "the one that was left last")
+		for next := range uint32(ring / 4) {
+			require.Equal(t, 3+next, open())
+		}
+		confirm(4) // of place 2
+		require.Equal(t, uint32(3+ring/4), open(), "it would be pushed out sooner than others")
+		require.Equal(t, uint32(4+ring/4), open())
+	})
+}
+
 // The memory of a flow that is pushed out is another's at once. So that no
 // program still reads the verdict there, it goes a quarter of the ring earlier.
 func TestVerdictGoesBeforeTheFlow(t *testing.T) {
@@ -156,18 +195,20 @@ func TestVerdictGoesBeforeTheFlow(t *testing.T) {
 		}
 		send(lasting, packet.ACK, there(lasting, packet.ACK).with("confirmations"))
 		send(lasting, packet.ACK, there(lasting, packet.ACK))
-		// One more, that nobody has answered and whose packets take the fast path.
-		const alone = 4
+		// One more, that nobody has answered and whose packets take the fast path. It
+		// has the place that the confirmed one has left, which is three away by now.
+		const alone, since = 4, 3
 		r.inject(fromGreen, tcp(f.green, f.blue, alone, 80, packet.SYN))
 		now := epochs(alone)[0]
 		require.NotZero(t, now)
 
-		flood(ring*3/4 - 1)
+		flood(ring*3/4 - since)
 		require.Equal(t, [2]uint32{now, 0}, epochs(alone), "the reply has not been judged yet")
-		require.Equal(t, [2]uint32{0, 0}, epochs(half))
 		flood(1)
 		require.Equal(t, [2]uint32{0, 0}, epochs(alone))
 		require.Equal(t, [2]uint32{now, now}, epochs(lasting), "confirmed: it stays what it is")
+		flood(since - 1)
+		require.Equal(t, [2]uint32{0, 0}, epochs(half))
 
 		// They are there still, and their packets go on, each by the long way.
 		for range 2 {

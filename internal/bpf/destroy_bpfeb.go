@@ -47,6 +47,7 @@ const (
 	DestroyProgEndTcp           = "end_tcp"
 	DestroyProgEndUdp           = "end_udp"
 	DestroyVarFlowRingHead      = "flow_ring_head"
+	DestroyVarFlowRingSpare     = "flow_ring_spare"
 	DestroyVarNode              = "node"
 )
 
@@ -134,8 +135,9 @@ type DestroyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DestroyVariableSpecs struct {
-	FlowRingHead *ebpf.VariableSpec `ebpf:"flow_ring_head"`
-	Node         *ebpf.VariableSpec `ebpf:"node"`
+	FlowRingHead  *ebpf.VariableSpec `ebpf:"flow_ring_head"`
+	FlowRingSpare *ebpf.VariableSpec `ebpf:"flow_ring_spare"`
+	Node          *ebpf.VariableSpec `ebpf:"node"`
 }
 
 // DestroyObjects contains all objects after they have been loaded into the kernel.
@@ -225,8 +227,9 @@ func (m *DestroyMaps) Close() error {
 //
 // It can be passed to LoadDestroyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DestroyVariables struct {
-	FlowRingHead *ebpf.Variable `ebpf:"flow_ring_head"`
-	Node         *ebpf.Variable `ebpf:"node"`
+	FlowRingHead  *ebpf.Variable `ebpf:"flow_ring_head"`
+	FlowRingSpare *ebpf.Variable `ebpf:"flow_ring_spare"`
+	Node          *ebpf.Variable `ebpf:"node"`
 }
 
 // DestroyPrograms contains all programs after they have been loaded into the kernel.

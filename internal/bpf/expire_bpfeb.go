@@ -48,6 +48,7 @@ const (
 	ExpireMapWays               = "ways"
 	ExpireProgFlowPass          = "flow_pass"
 	ExpireVarFlowRingHead       = "flow_ring_head"
+	ExpireVarFlowRingSpare      = "flow_ring_spare"
 	ExpireVarFragmentTimeout    = "fragment_timeout"
 	ExpireVarGatewayIpv4        = "gateway_ipv4"
 	ExpireVarGatewayIpv6        = "gateway_ipv6"
@@ -166,6 +167,7 @@ type ExpireMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ExpireVariableSpecs struct {
 	FlowRingHead       *ebpf.VariableSpec `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.VariableSpec `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.VariableSpec `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.VariableSpec `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.VariableSpec `ebpf:"gateway_ipv6"`
@@ -290,6 +292,7 @@ func (m *ExpireMaps) Close() error {
 // It can be passed to LoadExpireObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ExpireVariables struct {
 	FlowRingHead       *ebpf.Variable `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.Variable `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.Variable `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.Variable `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.Variable `ebpf:"gateway_ipv6"`

@@ -48,6 +48,7 @@ const (
 	FromDeviceMapWays               = "ways"
 	FromDeviceProgFromDevice        = "from_device"
 	FromDeviceVarFlowRingHead       = "flow_ring_head"
+	FromDeviceVarFlowRingSpare      = "flow_ring_spare"
 	FromDeviceVarFragmentTimeout    = "fragment_timeout"
 	FromDeviceVarGatewayIpv4        = "gateway_ipv4"
 	FromDeviceVarGatewayIpv6        = "gateway_ipv6"
@@ -166,6 +167,7 @@ type FromDeviceMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromDeviceVariableSpecs struct {
 	FlowRingHead       *ebpf.VariableSpec `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.VariableSpec `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.VariableSpec `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.VariableSpec `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.VariableSpec `ebpf:"gateway_ipv6"`
@@ -290,6 +292,7 @@ func (m *FromDeviceMaps) Close() error {
 // It can be passed to LoadFromDeviceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromDeviceVariables struct {
 	FlowRingHead       *ebpf.Variable `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.Variable `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.Variable `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.Variable `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.Variable `ebpf:"gateway_ipv6"`

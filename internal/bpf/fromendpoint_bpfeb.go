@@ -48,6 +48,7 @@ const (
 	FromEndpointMapWays               = "ways"
 	FromEndpointProgFromEndpoint      = "from_endpoint"
 	FromEndpointVarFlowRingHead       = "flow_ring_head"
+	FromEndpointVarFlowRingSpare      = "flow_ring_spare"
 	FromEndpointVarFragmentTimeout    = "fragment_timeout"
 	FromEndpointVarGatewayIpv4        = "gateway_ipv4"
 	FromEndpointVarGatewayIpv6        = "gateway_ipv6"
@@ -166,6 +167,7 @@ type FromEndpointMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromEndpointVariableSpecs struct {
 	FlowRingHead       *ebpf.VariableSpec `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.VariableSpec `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.VariableSpec `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.VariableSpec `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.VariableSpec `ebpf:"gateway_ipv6"`
@@ -290,6 +292,7 @@ func (m *FromEndpointMaps) Close() error {
 // It can be passed to LoadFromEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromEndpointVariables struct {
 	FlowRingHead       *ebpf.Variable `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.Variable `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.Variable `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.Variable `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.Variable `ebpf:"gateway_ipv6"`

@@ -48,6 +48,7 @@ const (
 	FromHostMapWays               = "ways"
 	FromHostProgFromHost          = "from_host"
 	FromHostVarFlowRingHead       = "flow_ring_head"
+	FromHostVarFlowRingSpare      = "flow_ring_spare"
 	FromHostVarFragmentTimeout    = "fragment_timeout"
 	FromHostVarGatewayIpv4        = "gateway_ipv4"
 	FromHostVarGatewayIpv6        = "gateway_ipv6"
@@ -166,6 +167,7 @@ type FromHostMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromHostVariableSpecs struct {
 	FlowRingHead       *ebpf.VariableSpec `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.VariableSpec `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.VariableSpec `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.VariableSpec `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.VariableSpec `ebpf:"gateway_ipv6"`
@@ -290,6 +292,7 @@ func (m *FromHostMaps) Close() error {
 // It can be passed to LoadFromHostObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromHostVariables struct {
 	FlowRingHead       *ebpf.Variable `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.Variable `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.Variable `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.Variable `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.Variable `ebpf:"gateway_ipv6"`

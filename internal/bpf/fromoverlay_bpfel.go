@@ -48,6 +48,7 @@ const (
 	FromOverlayMapWays               = "ways"
 	FromOverlayProgFromOverlay       = "from_overlay"
 	FromOverlayVarFlowRingHead       = "flow_ring_head"
+	FromOverlayVarFlowRingSpare      = "flow_ring_spare"
 	FromOverlayVarFragmentTimeout    = "fragment_timeout"
 	FromOverlayVarGatewayIpv4        = "gateway_ipv4"
 	FromOverlayVarGatewayIpv6        = "gateway_ipv6"
@@ -166,6 +167,7 @@ type FromOverlayMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FromOverlayVariableSpecs struct {
 	FlowRingHead       *ebpf.VariableSpec `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.VariableSpec `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.VariableSpec `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.VariableSpec `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.VariableSpec `ebpf:"gateway_ipv6"`
@@ -290,6 +292,7 @@ func (m *FromOverlayMaps) Close() error {
 // It can be passed to LoadFromOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FromOverlayVariables struct {
 	FlowRingHead       *ebpf.Variable `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.Variable `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.Variable `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.Variable `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.Variable `ebpf:"gateway_ipv6"`

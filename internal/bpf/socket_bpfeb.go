@@ -57,6 +57,7 @@ const (
 	SocketProgSendmsg6          = "sendmsg6"
 	SocketProgSockRelease       = "sock_release"
 	SocketVarFlowRingHead       = "flow_ring_head"
+	SocketVarFlowRingSpare      = "flow_ring_spare"
 	SocketVarFragmentTimeout    = "fragment_timeout"
 	SocketVarGatewayIpv4        = "gateway_ipv4"
 	SocketVarGatewayIpv6        = "gateway_ipv6"
@@ -184,6 +185,7 @@ type SocketMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SocketVariableSpecs struct {
 	FlowRingHead       *ebpf.VariableSpec `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.VariableSpec `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.VariableSpec `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.VariableSpec `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.VariableSpec `ebpf:"gateway_ipv6"`
@@ -306,6 +308,7 @@ func (m *SocketMaps) Close() error {
 // It can be passed to LoadSocketObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SocketVariables struct {
 	FlowRingHead       *ebpf.Variable `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.Variable `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.Variable `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.Variable `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.Variable `ebpf:"gateway_ipv6"`

@@ -576,6 +576,7 @@ const (
 	TableVarFlowEventNames     = "flow_event_names"
 	TableVarFlowFlagNames      = "flow_flag_names"
 	TableVarFlowRingHead       = "flow_ring_head"
+	TableVarFlowRingSpare      = "flow_ring_spare"
 	TableVarFlowSeenNames      = "flow_seen_names"
 	TableVarFlowStageNames     = "flow_stage_names"
 	TableVarFrontendFlagNames  = "frontend_flag_names"
@@ -683,6 +684,7 @@ type TableVariableSpecs struct {
 	FlowEventNames     *ebpf.VariableSpec `ebpf:"flow_event_names"`
 	FlowFlagNames      *ebpf.VariableSpec `ebpf:"flow_flag_names"`
 	FlowRingHead       *ebpf.VariableSpec `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.VariableSpec `ebpf:"flow_ring_spare"`
 	FlowSeenNames      *ebpf.VariableSpec `ebpf:"flow_seen_names"`
 	FlowStageNames     *ebpf.VariableSpec `ebpf:"flow_stage_names"`
 	FrontendFlagNames  *ebpf.VariableSpec `ebpf:"frontend_flag_names"`
@@ -795,6 +797,7 @@ type TableVariables struct {
 	FlowEventNames     *ebpf.Variable `ebpf:"flow_event_names"`
 	FlowFlagNames      *ebpf.Variable `ebpf:"flow_flag_names"`
 	FlowRingHead       *ebpf.Variable `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.Variable `ebpf:"flow_ring_spare"`
 	FlowSeenNames      *ebpf.Variable `ebpf:"flow_seen_names"`
 	FlowStageNames     *ebpf.Variable `ebpf:"flow_stage_names"`
 	FrontendFlagNames  *ebpf.Variable `ebpf:"frontend_flag_names"`

@@ -48,6 +48,7 @@ const (
 	ToEndpointMapWays               = "ways"
 	ToEndpointProgToEndpoint        = "to_endpoint"
 	ToEndpointVarFlowRingHead       = "flow_ring_head"
+	ToEndpointVarFlowRingSpare      = "flow_ring_spare"
 	ToEndpointVarFragmentTimeout    = "fragment_timeout"
 	ToEndpointVarGatewayIpv4        = "gateway_ipv4"
 	ToEndpointVarGatewayIpv6        = "gateway_ipv6"
@@ -166,6 +167,7 @@ type ToEndpointMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ToEndpointVariableSpecs struct {
 	FlowRingHead       *ebpf.VariableSpec `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.VariableSpec `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.VariableSpec `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.VariableSpec `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.VariableSpec `ebpf:"gateway_ipv6"`
@@ -290,6 +292,7 @@ func (m *ToEndpointMaps) Close() error {
 // It can be passed to LoadToEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ToEndpointVariables struct {
 	FlowRingHead       *ebpf.Variable `ebpf:"flow_ring_head"`
+	FlowRingSpare      *ebpf.Variable `ebpf:"flow_ring_spare"`
 	FragmentTimeout    *ebpf.Variable `ebpf:"fragment_timeout"`
 	GatewayIpv4        *ebpf.Variable `ebpf:"gateway_ipv4"`
 	GatewayIpv6        *ebpf.Variable `ebpf:"gateway_ipv6"`

@@ -166,14 +166,15 @@ int from_device(struct __sk_buff *skb)
 	if (with_overlay && p.tuple.protocol == IPPROTO_UDP && p.tuple.dport == htons(overlay_port))
 		return TCX_NEXT;
 	if (likely(p.kind == PACKET_PLAIN)) {
-		struct flow *f = flow_lookup(&p.tuple);
+		struct flow *f = flow_lookup(&p.tuple), *original;
 		int settled = f && flow_is_settled(f, skb->ifindex, &p);
 
-		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f))) && likely(!send_check(skb, &p, &f->verdict))) {
+		p.is_new = !f;
+		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f, &original))) && likely(!send_check(skb, &p, &f->verdict))) {
 			if (likely(settled))
 				flow_touch(f, skb, &p);
 			else
-				flow_track(skb, &p, f);
+				flow_track(skb, &p, f, original);
 			return send(skb, &p, &f->verdict, &f->peer, HOOK);
 		}
 	}

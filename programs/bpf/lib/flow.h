@@ -93,21 +93,20 @@ static __always_inline int flow_is_closing(const struct flow *f, const struct fl
 /*
  * An entry that may be used, or NULL. The store comes before the look at the
  * stage, both ordered by the exchange: expiry does the reverse, so one of the
- * two always notices the other.
+ * two always notices the other. original: the entry of the originator.
  */
-static __always_inline struct flow *flow_revive(struct flow *f)
+static __always_inline struct flow *flow_revive(struct flow *f, struct flow **original)
 {
-	struct flow *original = f;
-
+	*original = f;
 	if (!f)
 		return NULL;
 	__sync_lock_test_and_set(&f->last_seen, (__u32)bpf_jiffies64());
 	if (f->flags & FLOW_REPLY) {
-		original = flow_lookup(&f->peer);
-		if (!original || (original->flags & FLOW_REPLY))
+		*original = flow_lookup(&f->peer);
+		if (!*original || ((*original)->flags & FLOW_REPLY))
 			return NULL;
 	}
-	return original->stage == FLOW_DEAD ? NULL : f;
+	return (*original)->stage == FLOW_DEAD ? NULL : f;
 }
 
 /* Both entries. The peer's key lies in the first one, so that goes last. */
@@ -239,18 +238,47 @@ static __always_inline void flow_condemn(__u32 slot)
 }
 
 /*
+ * The slot that a confirmed flow has just left, if there is one: its memory is in
+ * the caches, while the next one in turn never is. Not one that its turn would come
+ * to soon again. head is read once, so that all is asked of one moment.
+ */
+static __always_inline struct tuple *flow_take_spare(__u32 *slot)
+{
+	__u32 spare = flow_ring_spare, head = flow_ring_head;
+	struct tuple *place;
+
+	if (!spare || __sync_val_compare_and_swap(&flow_ring_spare, spare, 0) != spare)
+		return NULL;
+	*slot = (spare - 1) & unconfirmed_mask;
+	if (((head - spare) & unconfirmed_mask) > unconfirmed_mask / 4)
+		return NULL;
+	place = bpf_map_lookup_elem(&flow_ring, slot);
+	return place && !place->protocol ? place : NULL;
+}
+
+/*
  * A new flow takes the place of the oldest one that is still unconfirmed, if
  * the ring is full, so a flood of openings costs the table no more than the
  * ring's size and can not touch what is confirmed. old: room for its tuple.
  */
 __global __u32 flow_take_slot(struct tuple *t, struct tuple *old)
 {
-	__u32 head = __sync_fetch_and_add(&flow_ring_head, 1);
-	__u32 slot = head & unconfirmed_mask;
-	struct tuple *place = bpf_map_lookup_elem(&flow_ring, &slot);
+	struct tuple *place;
 	struct flow *f;
+	__u32 head, slot;
 
-	if (!place || !t || !old)
+	if (!t || !old)
+		return 0;
+	old->protocol = 0;
+	place = flow_take_spare(&slot);
+	if (place) {
+		*place = *t;
+		return slot;
+	}
+	head = __sync_fetch_and_add(&flow_ring_head, 1);
+	slot = head & unconfirmed_mask;
+	place = bpf_map_lookup_elem(&flow_ring, &slot);
+	if (!place)
 		return slot;
 	flow_condemn((head + (unconfirmed_mask + 1) / 4) & unconfirmed_mask);
 	*old = *place;
@@ -286,16 +314,18 @@ __global int flow_make_room(struct tuple *t, struct tuple *old)
 
 /*
  * A flow that is confirmed gives its slot back, so that whoever comes to it
- * later need not ask what became of the flow. By exchange: the slot may be
- * another's by now.
+ * later need not ask what became of the flow, and the next new one can have it.
+ * By exchange: the slot may be another's by now.
  */
 static __always_inline void flow_leave_slot(const struct flow *f, const struct tuple *t)
 {
 	__u32 slot = f->slot;
 	struct tuple *place = bpf_map_lookup_elem(&flow_ring, &slot);
+	__u64 rest = *(const __u64 *)&t->sport;
 
-	if (place && address_is_equal(&place->saddr, &t->saddr) && address_is_equal(&place->daddr, &t->daddr))
-		__sync_val_compare_and_swap((__u64 *)&place->sport, *(const __u64 *)&t->sport, 0);
+	if (place && address_is_equal(&place->saddr, &t->saddr) && address_is_equal(&place->daddr, &t->daddr) &&
+	    __sync_val_compare_and_swap((__u64 *)&place->sport, rest, 0) == rest)
+		flow_ring_spare = slot + 1;
 }
 _Static_assert(__builtin_offsetof(struct tuple, sport) % 8 == 0 && sizeof(struct tuple) == __builtin_offsetof(struct tuple, sport) + 8,
 	       "ports and protocol are one word");
@@ -656,9 +686,10 @@ static __always_inline void flow_note_opening(struct __sk_buff *skb, const struc
 /*
  * What a packet says of its connection. A flow is confirmed when its
  * originator has sent a packet after having got a reply: a forged opening gets
- * a reply perhaps, but its sender can not go on from it.
+ * a reply perhaps, but its sender can not go on from it. original: of a reply, the
+ * entry of its originator.
  */
-__global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
+__global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f, struct flow *original)
 {
 	struct flow *other;
 	int first;
@@ -684,9 +715,8 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 	if (f->flags & FLOW_REPLY) {
 		if (first) {
 			/* The originator's next packet must come this way to confirm. */
-			other = flow_lookup(&f->peer);
-			if (other && other->stage == FLOW_NEW)
-				__sync_lock_test_and_set(&other->epoch, 0);
+			if (original && original->stage == FLOW_NEW)
+				__sync_lock_test_and_set(&original->epoch, 0);
 		}
 	} else if (f->stage == FLOW_NEW) {
 		other = flow_lookup(&f->peer);

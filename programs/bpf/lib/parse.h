@@ -34,7 +34,8 @@ struct packet {
 	__u16 frag_len;   /* of the payload, in bytes */
 	__be32 frag_id;
 	__u16 quoted_l4; /* of an ICMP error: offset of the quoted packet's transport header */
-	__u16 reserved;
+	__u8 is_new;     /* of a plain packet: its flow has been looked for, and there is none */
+	__u8 reserved;
 	struct address icmp_from; /* source of an ICMP error: not a part of the flow */
 };
 

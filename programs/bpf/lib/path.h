@@ -48,6 +48,8 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f, struc
 		if (err)
 			return err;
 	}
+	if (p->kind == PACKET_PLAIN && p->is_new)
+		return DROP_NONE;
 	*f = flow_lookup(&p->tuple);
 	if (p->kind == PACKET_ICMP_ERROR && !*f)
 		return DROP_ICMP_UNTRACKED;
@@ -59,9 +61,10 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f, struc
  * answer, what confirms, an opening that is answered. Only what it says of its
  * connection is left to note.
  */
-static __always_inline int path_goes_on(__u32 iif, const struct packet *p, struct flow *f)
+static __always_inline int path_goes_on(__u32 iif, const struct packet *p, struct flow *f, struct flow **original)
 {
-	return path_is_judged(iif, f) && !flow_tells_always(f, &p->tuple) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && flow_revive(f);
+	return path_is_judged(iif, f) && !flow_tells_always(f, &p->tuple) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN &&
+	       flow_revive(f, original);
 }
 
 /* A decision that was made before and holds for this packet. */
@@ -105,6 +108,7 @@ static __always_inline int path_translate(struct packet *p, struct flow *f, stru
 static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p, struct flow *f, int decided,
 					 struct decision *d)
 {
+	struct flow *original;
 	int err = DROP_NONE;
 
 	if (!with_flows)
@@ -124,7 +128,7 @@ static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p
 		flow_count(FLOW_REUSED);
 		f = NULL;
 	}
-	f = flow_revive(f);
+	f = flow_revive(f, &original);
 	if (!f)
 		return flow_create(skb, p, d);
 	if (!decided) {
@@ -135,6 +139,6 @@ static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p
 		f = flow_lookup(&p->tuple);
 	}
 	if (f)
-		flow_track(skb, p, f);
+		flow_track(skb, p, f, original);
 	return DROP_NONE;
 }

@@ -24,17 +24,26 @@ struct {
 	__uint(max_entries, SCRATCH_PIECES);
 } scratch_pieces SEC(".maps");
 
-/* A piece with anything in it, or NULL if all are in use. It is to be given back. */
-static __always_inline struct scratch *scratch_take(void)
+/* Takes a piece and says which, or SCRATCH_PIECES if all are in use. */
+__global __u32 scratch_find(void)
 {
+#pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < SCRATCH_PIECES; i++) {
 		__u32 key = i;
 		struct scratch *s = bpf_map_lookup_elem(&scratch_pieces, &key);
 
 		if (s && !__sync_val_compare_and_swap(&s->taken, 0, 1))
-			return s;
+			return i;
 	}
-	return NULL;
+	return SCRATCH_PIECES;
+}
+
+/* A piece with anything in it, or NULL if all are in use. It is to be given back. */
+static __always_inline struct scratch *scratch_take(void)
+{
+	__u32 key = scratch_find();
+
+	return bpf_map_lookup_elem(&scratch_pieces, &key);
 }
 
 /* The same with size bytes of zeros in it. */

@@ -237,3 +237,5 @@ struct {
 volatile struct node_state node SEC(".data.node");
 /* next free slot of flow_ring, counted without end */
 volatile __u32 flow_ring_head SEC(".data.ring");
+/* a slot that its flow has left, and one; 0: none is known */
+volatile __u32 flow_ring_spare SEC(".data.spare");

@@ -128,13 +128,17 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 }
 
 /* A packet of a flow that is known: is it still between the two that it was between? */
-static __always_inline int service_again(const struct packet *p, const struct flow *f, struct decision *d, struct service_work *w,
-					 enum service_client who)
+__global int service_again(struct packet *p, struct flow *f, struct decision *d, struct service_work *w, enum service_client who)
 {
-	int reply = f->flags & FLOW_REPLY, err;
-	/* As its originator's packets arrive, and as those of the other side do. */
-	const struct tuple *original = reply ? &f->peer : &p->tuple, *answer = reply ? &p->tuple : &f->peer;
+	const struct tuple *original, *answer;
+	int reply, err;
 
+	if (!p || !f || !d || !w)
+		return DROP_NONE;
+	/* As its originator's packets arrive, and as those of the other side do. */
+	reply = f->flags & FLOW_REPLY;
+	original = reply ? &f->peer : &p->tuple;
+	answer = reply ? &p->tuple : &f->peer;
 	if (address_is_equal(&original->daddr, &answer->saddr) && original->dport == answer->sport) {
 		/*
 		 * It was for no service. Perhaps there is one at its address since, that
