@@ -165,11 +165,10 @@ int from_device(struct __sk_buff *skb)
 		return TCX_NEXT;
 	if (with_overlay && p.tuple.protocol == IPPROTO_UDP && p.tuple.dport == htons(overlay_port))
 		return TCX_NEXT;
-	if (likely(p.kind == PACKET_PLAIN)) {
+	if (likely(p.kind == PACKET_PLAIN && !packet_opens(&p))) {
 		struct flow *f = flow_lookup(&p.tuple), *original;
 		int settled = f && flow_is_settled(f, skb->ifindex, &p);
 
-		p.is_new = !f;
 		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f, &original))) && likely(!send_check(skb, &p, &f->verdict))) {
 			if (likely(settled))
 				flow_touch(f, skb, &p);

@@ -124,11 +124,10 @@ int from_endpoint(struct __sk_buff *skb)
 	struct packet p;
 	int err = packet_parse(skb, &p);
 
-	if (likely(!err && p.kind == PACKET_PLAIN) && with_flows) {
+	if (likely(!err && p.kind == PACKET_PLAIN && !packet_opens(&p)) && with_flows) {
 		struct flow *f = flow_lookup(&p.tuple), *original;
 		int settled = f && flow_is_settled(f, skb->ifindex, &p);
 
-		p.is_new = !f;
 		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f, &original))) && likely(!send_check(skb, &p, &f->verdict)) &&
 		    likely(is_honest(skb, &p, &f->verdict))) {
 			if (likely(settled))

@@ -71,11 +71,10 @@ int from_host(struct __sk_buff *skb)
 
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
-	if (likely(p.kind == PACKET_PLAIN) && with_flows) {
+	if (likely(p.kind == PACKET_PLAIN && !packet_opens(&p)) && with_flows) {
 		struct flow *f = flow_lookup(&p.tuple), *original;
 		int settled = f && flow_is_settled(f, skb->ifindex, &p);
 
-		p.is_new = !f;
 		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f, &original))) && likely(!send_check(skb, &p, &f->verdict))) {
 			if (likely(settled))
 				flow_touch(f, skb, &p);

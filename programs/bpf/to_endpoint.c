@@ -96,7 +96,6 @@ int to_endpoint(struct __sk_buff *skb)
 	if (p.kind == PACKET_PLAIN && with_flows) {
 		struct flow *f = flow_lookup(&p.tuple);
 
-		p.is_new = !f;
 		if (f && is_admitted(f, skb)) {
 			if (!is_ours(f))
 				return pass(skb);

@@ -34,8 +34,7 @@ struct packet {
 	__u16 frag_len;   /* of the payload, in bytes */
 	__be32 frag_id;
 	__u16 quoted_l4; /* of an ICMP error: offset of the quoted packet's transport header */
-	__u8 is_new;     /* of a plain packet: its flow has been looked for, and there is none */
-	__u8 reserved;
+	__u16 reserved;
 	struct address icmp_from; /* source of an ICMP error: not a part of the flow */
 };
 
@@ -52,6 +51,12 @@ static __always_inline void *packet_at(const struct __sk_buff *skb, __u32 offset
 static __always_inline void *packet_end(const struct __sk_buff *skb)
 {
 	return (void *)(long)skb->data_end;
+}
+
+/* The first packet of a connection. No verdict from the cache is for it, so it is not even looked for. */
+static __always_inline int packet_opens(const struct packet *p)
+{
+	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
 static __always_inline __u32 *address_words(struct address *a)

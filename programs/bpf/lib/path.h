@@ -23,7 +23,7 @@
 /* A SYN on a connection that is over starts a new one under the same tuple. */
 static __always_inline int path_starts_anew(const struct packet *p, const struct flow *f)
 {
-	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && flow_is_closing(f, flow_lookup(&f->peer));
+	return packet_opens(p) && flow_is_closing(f, flow_lookup(&f->peer));
 }
 
 /* An existing verdict is good for this packet: current, and for this way in. */
@@ -48,8 +48,6 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f, struc
 		if (err)
 			return err;
 	}
-	if (p->kind == PACKET_PLAIN && p->is_new)
-		return DROP_NONE;
 	*f = flow_lookup(&p->tuple);
 	if (p->kind == PACKET_ICMP_ERROR && !*f)
 		return DROP_ICMP_UNTRACKED;
@@ -63,8 +61,7 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f, struc
  */
 static __always_inline int path_goes_on(__u32 iif, const struct packet *p, struct flow *f, struct flow **original)
 {
-	return path_is_judged(iif, f) && !flow_tells_always(f, &p->tuple) && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN &&
-	       flow_revive(f, original);
+	return path_is_judged(iif, f) && !flow_tells_always(f, &p->tuple) && !packet_opens(p) && flow_revive(f, original);
 }
 
 /* A decision that was made before and holds for this packet. */

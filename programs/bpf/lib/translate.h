@@ -144,7 +144,7 @@ __global int service_again(struct packet *p, struct flow *f, struct decision *d,
 		 * It was for no service. Perhaps there is one at its address since, that
 		 * it is not a backend of itself; a connection stays where it is.
 		 */
-		if (who && (p->tuple.protocol != IPPROTO_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) &&
+		if (who && (p->tuple.protocol != IPPROTO_TCP || packet_opens(p)) &&
 		    service_holds(w, &p->tuple, &p->tuple.daddr, p->tuple.dport) == DROP_BACKEND_GONE && service_is_there(w))
 			d->flags |= DECISION_ANEW;
 		return DROP_NONE;
@@ -152,7 +152,7 @@ __global int service_again(struct packet *p, struct flow *f, struct decision *d,
 	err = service_holds(w, original, &answer->saddr, answer->sport);
 	if (err != DROP_BACKEND_GONE || reply || !who)
 		return err;
-	if (p->tuple.protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN) {
+	if (p->tuple.protocol == IPPROTO_TCP && !packet_opens(p)) {
 		d->flags |= DECISION_REFUSE; /* nobody can go on with this connection */
 		return err;
 	}
