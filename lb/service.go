@@ -232,7 +232,8 @@ type Service struct {
 	// route the endpoints' packets as they are: through an overlay there is no such
 	// way, and these backends are reached and answer as without it. The first packets
 	// of a TCP flow and each datagram of UDP that has room for it are longer by 8
-	// bytes, of IPv6 by 24, and the network between the nodes must not drop IP options. Frontends of type ClusterIP are not concerned.
+	// bytes, of IPv6 by 24, and the network between the nodes must not drop IP
+	// options. Frontends of type ClusterIP are not concerned.
 	// It takes Algorithm Maglev: the node that is asked sees no answer, so it can tell
 	// nobody who goes on from one who forges, and lets such flows go when it is short
 	// of room; their next packets must find the same backend.

@@ -224,25 +224,33 @@ func (d *Datapath) load(all block.Parts) error {
 		return fmt.Errorf("load the datapath: %w", err)
 	}
 	defer made.Close()
+	return d.loadPrograms(hooks, specs, made.Maps, kernel)
+}
+
+// loadPrograms loads the programs of all hooks at the same time. What one lacks the
+// others mostly lack too, so the first error stands for all.
+func (d *Datapath) loadPrograms(hooks []hook, specs []*ebpf.CollectionSpec, tables map[string]*ebpf.Map, kernel *btf.Cache) (err error) {
 	var running sync.WaitGroup
 	loaded, errs := make([]*ebpf.Program, len(hooks)), make([]error, len(hooks))
 	for i, h := range hooks {
 		running.Go(func() {
-			loaded[i], errs[i] = loadProgram(h, specs[i], made.Maps, kernel)
+			loaded[i], errs[i] = loadProgram(h, specs[i], tables, kernel)
 		})
 	}
 	running.Wait()
 	for i, h := range hooks {
-		if loaded[i] != nil {
+		if errs[i] == nil {
 			d.programs[h.name] = loaded[i]
+		} else if err == nil {
+			err = errs[i]
 		}
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // loadProgram loads the program of a hook with tables that are there.
 func loadProgram(h hook, spec *ebpf.CollectionSpec, tables map[string]*ebpf.Map, kernel *btf.Cache) (*ebpf.Program, error) {
-	spec.Programs, spec.Variables = map[string]*ebpf.ProgramSpec{h.name: spec.Programs[h.name]}, nil
+	spec.Variables = nil // they are in the tables
 	mine := map[string]*ebpf.Map{}
 	for name := range spec.Maps {
 		mine[name] = tables[name]

@@ -138,11 +138,10 @@ func TestBrokenPipe(t *testing.T) {
 
 // holding starts a demonstration that holds, and returns what it has said until
 // then, and the rest.
-func holding(t *testing.T, name string) (*exec.Cmd, string, *bufio.Scanner, *bytes.Buffer) {
+func holding(t *testing.T, name string) (*exec.Cmd, string, *bufio.Scanner) {
 	t.Helper()
 	cmd := program(t, "root", "-hold", "-name", name)
-	stderr := &bytes.Buffer{}
-	cmd.Stderr = stderr
+	cmd.Stderr = &bytes.Buffer{}
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
@@ -156,13 +155,13 @@ func holding(t *testing.T, name string) (*exec.Cmd, string, *bufio.Scanner, *byt
 		}
 	}
 	require.NoError(t, lines.Err())
-	return cmd, text, lines, stderr
+	return cmd, text, lines
 }
 
 func TestHold(t *testing.T) {
 	t.Parallel()
 	name := newName(t)
-	cmd, text, lines, stderr := holding(t, name)
+	cmd, text, lines := holding(t, name)
 	require.Contains(t, text, "  sudo ip netns exec "+name+"-client curl -s http://203.0.113.10/\n")
 	require.Contains(t, text, "  sudo go run ./examples/dpctl -pins "+cluster.DefaultDir+"/"+name+"/bpf service list\n")
 	require.Contains(t, text, fmt.Sprintf("  sudo kill -USR1 %d\n", cmd.Process.Pid))
@@ -192,14 +191,14 @@ func TestHold(t *testing.T) {
 	for lines.Scan() && lines.Text() != "Taking everything away." {
 	}
 	require.Equal(t, "Taking everything away.", lines.Text())
-	require.NoError(t, cmd.Wait(), "ending one that was held is no failure; it has said:\n%s%s", text, stderr)
+	require.NoError(t, cmd.Wait(), "ending one that was held is no failure; it has said:\n%s%s", text, cmd.Stderr)
 }
 
 // What a killed one leaves, the next one clears away.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	name := newName(t)
-	cmd, _, _, _ := holding(t, name)
+	cmd, _, _ := holding(t, name)
 	require.NoError(t, cmd.Process.Kill())
 	require.Error(t, cmd.Wait())
 	require.True(t, isThere(name+"-backend3"))
@@ -211,7 +210,7 @@ func TestKilled(t *testing.T) {
 func TestSecondOfAName(t *testing.T) {
 	t.Parallel()
 	name := newName(t)
-	cmd, _, _, _ := holding(t, name)
+	cmd, _, _ := holding(t, name)
 	var errs bytes.Buffer
 	require.Equal(t, 1, run(t.Context(), []string{"-name", name}, io.Discard, &errs))
 	require.Equal(t, fmt.Sprintf("loadbalancer: another one has %s/%s/lock (process %d): end it, or choose another -name or -pins\n",

@@ -125,15 +125,15 @@ int from_endpoint(struct __sk_buff *skb)
 	int err = packet_parse(skb, &p);
 
 	if (likely(!err && p.kind == PACKET_PLAIN && !packet_opens(&p)) && with_flows) {
-		struct flow *f = flow_lookup(&p.tuple), *original;
+		struct flow *f = flow_lookup(&p.tuple);
 		int settled = f && flow_is_settled(f, skb->ifindex, &p);
 
-		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f, &original))) && likely(!send_check(skb, &p, &f->verdict)) &&
+		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f))) && likely(!send_check(skb, &p, &f->verdict)) &&
 		    likely(is_honest(skb, &p, &f->verdict))) {
 			if (likely(settled))
 				flow_touch(f, skb, &p);
 			else
-				flow_track(skb, &p, f, original);
+				flow_track(skb, &p, f);
 			return send(skb, &p, &f->verdict, &f->peer, HOOK);
 		}
 	}

@@ -90,15 +90,15 @@ int from_overlay(struct __sk_buff *skb)
 	if (err)
 		return drop(skb, HOOK, (__u32)err);
 	if (likely(p.kind == PACKET_PLAIN && !packet_opens(&p)) && with_flows) {
-		struct flow *f = flow_lookup(&p.tuple), *original;
+		struct flow *f = flow_lookup(&p.tuple);
 		int settled = f && flow_is_settled(f, skb->ifindex, &p);
 
-		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f, &original))) && sender_is_known(f, &from) &&
+		if ((likely(settled) || (f && path_goes_on(skb->ifindex, &p, f))) && sender_is_known(f, &from) &&
 		    likely(!send_check(skb, &p, &f->verdict))) {
 			if (likely(settled))
 				flow_touch(f, skb, &p);
 			else
-				flow_track(skb, &p, f, original);
+				flow_track(skb, &p, f);
 			return send(skb, &p, &f->verdict, &f->peer, HOOK);
 		}
 	}

@@ -30,6 +30,11 @@ typedef __u32 __be32;
  * must look. Kernel 5.13.
  */
 #define __global __attribute__((noinline))
+/*
+ * Before a loop: it stays one. Written out, each look-up in it is code that the
+ * verifier replaces on its own, at the cost of moving the whole program.
+ */
+#define __loop _Pragma("clang loop unroll(disable)")
 #define __unused __attribute__((unused))
 #define __packed __attribute__((packed))
 /* What has been read from memory is not kept in registers past it. */

@@ -93,20 +93,21 @@ static __always_inline int flow_is_closing(const struct flow *f, const struct fl
 /*
  * An entry that may be used, or NULL. The store comes before the look at the
  * stage, both ordered by the exchange: expiry does the reverse, so one of the
- * two always notices the other. original: the entry of the originator.
+ * two always notices the other.
  */
-static __always_inline struct flow *flow_revive(struct flow *f, struct flow **original)
+static __always_inline struct flow *flow_revive(struct flow *f)
 {
-	*original = f;
+	struct flow *original = f;
+
 	if (!f)
 		return NULL;
 	__sync_lock_test_and_set(&f->last_seen, (__u32)bpf_jiffies64());
 	if (f->flags & FLOW_REPLY) {
-		*original = flow_lookup(&f->peer);
-		if (!*original || ((*original)->flags & FLOW_REPLY))
+		original = flow_lookup(&f->peer);
+		if (!original || (original->flags & FLOW_REPLY))
 			return NULL;
 	}
-	return (*original)->stage == FLOW_DEAD ? NULL : f;
+	return original->stage == FLOW_DEAD ? NULL : f;
 }
 
 /* Both entries. The peer's key lies in the first one, so that goes last. */
@@ -240,7 +241,7 @@ static __always_inline void flow_condemn(__u32 slot)
 /*
  * The slot that a confirmed flow has just left, if there is one: its memory is in
  * the caches, while the next one in turn never is. Not one that its turn would come
- * to soon again. head is read once, so that all is asked of one moment.
+ * to soon again.
  */
 static __always_inline struct tuple *flow_take_spare(__u32 *slot)
 {
@@ -686,10 +687,9 @@ static __always_inline void flow_note_opening(struct __sk_buff *skb, const struc
 /*
  * What a packet says of its connection. A flow is confirmed when its
  * originator has sent a packet after having got a reply: a forged opening gets
- * a reply perhaps, but its sender can not go on from it. original: of a reply, the
- * entry of its originator.
+ * a reply perhaps, but its sender can not go on from it.
  */
-__global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f, struct flow *original)
+__global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f)
 {
 	struct flow *other;
 	int first;
@@ -715,8 +715,9 @@ __global int flow_track(struct __sk_buff *skb, struct packet *p, struct flow *f,
 	if (f->flags & FLOW_REPLY) {
 		if (first) {
 			/* The originator's next packet must come this way to confirm. */
-			if (original && original->stage == FLOW_NEW)
-				__sync_lock_test_and_set(&original->epoch, 0);
+			other = flow_lookup(&f->peer);
+			if (other && other->stage == FLOW_NEW)
+				__sync_lock_test_and_set(&other->epoch, 0);
 		}
 	} else if (f->stage == FLOW_NEW) {
 		other = flow_lookup(&f->peer);

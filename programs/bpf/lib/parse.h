@@ -53,7 +53,7 @@ static __always_inline void *packet_end(const struct __sk_buff *skb)
 	return (void *)(long)skb->data_end;
 }
 
-/* The first packet of a connection. No verdict from the cache is for it, so it is not even looked for. */
+/* The first packet of a connection. */
 static __always_inline int packet_opens(const struct packet *p)
 {
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;

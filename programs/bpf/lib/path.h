@@ -57,11 +57,12 @@ static __always_inline int path_prepare(struct packet *p, struct flow **f, struc
 /*
  * A packet that is not settled, and whose verdict stands all the same: the first
  * answer, what confirms, an opening that is answered. Only what it says of its
- * connection is left to note.
+ * connection is left to note. An opening never is one, nor settled: hooks do not
+ * look for its flow before they come to path_prepare().
  */
-static __always_inline int path_goes_on(__u32 iif, const struct packet *p, struct flow *f, struct flow **original)
+static __always_inline int path_goes_on(__u32 iif, const struct packet *p, struct flow *f)
 {
-	return path_is_judged(iif, f) && !flow_tells_always(f, &p->tuple) && !packet_opens(p) && flow_revive(f, original);
+	return path_is_judged(iif, f) && !flow_tells_always(f, &p->tuple) && !packet_opens(p) && flow_revive(f);
 }
 
 /* A decision that was made before and holds for this packet. */
@@ -105,7 +106,6 @@ static __always_inline int path_translate(struct packet *p, struct flow *f, stru
 static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p, struct flow *f, int decided,
 					 struct decision *d)
 {
-	struct flow *original;
 	int err = DROP_NONE;
 
 	if (!with_flows)
@@ -125,7 +125,7 @@ static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p
 		flow_count(FLOW_REUSED);
 		f = NULL;
 	}
-	f = flow_revive(f, &original);
+	f = flow_revive(f);
 	if (!f)
 		return flow_create(skb, p, d);
 	if (!decided) {
@@ -136,6 +136,6 @@ static __always_inline int path_remember(struct __sk_buff *skb, struct packet *p
 		f = flow_lookup(&p->tuple);
 	}
 	if (f)
-		flow_track(skb, p, f, original);
+		flow_track(skb, p, f);
 	return DROP_NONE;
 }

@@ -27,7 +27,7 @@ struct {
 /* Takes a piece and says which, or SCRATCH_PIECES if all are in use. */
 __global __u32 scratch_find(void)
 {
-#pragma clang loop unroll(disable)
+	__loop
 	for (__u32 i = 0; i < SCRATCH_PIECES; i++) {
 		__u32 key = i;
 		struct scratch *s = bpf_map_lookup_elem(&scratch_pieces, &key);

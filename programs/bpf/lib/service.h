@@ -56,7 +56,7 @@ enum service_result {
  */
 static __always_inline int service_read(struct service_work *w)
 {
-#pragma clang loop unroll(disable)
+	__loop
 	for (int i = 0; i < SERVICE_TRIES; i++) {
 		const struct frontend *fe = bpf_map_lookup_elem(&frontends, &w->key);
 
@@ -189,7 +189,7 @@ __global int service_choose(struct service_work *w)
 
 	if (!w)
 		return SERVICE_NONE;
-#pragma clang loop unroll(disable)
+	__loop
 	for (int i = 0; i < SERVICE_TRIES; i++) {
 		err = service_read(w);
 		if (err != SERVICE_CHOSEN)

@@ -40,7 +40,7 @@ static __always_inline int shortcut_leads_there(const struct flow *f, const stru
 /* p: room for what is inside */
 static __always_inline int shortcut(struct __sk_buff *skb, const struct sender *from, struct packet *p, __u32 program)
 {
-	struct flow *f, *original;
+	struct flow *f;
 	int settled;
 
 	if (shortcut_parse(skb, p) || p->kind != PACKET_PLAIN)
@@ -50,14 +50,14 @@ static __always_inline int shortcut(struct __sk_buff *skb, const struct sender *
 		return TCX_NEXT;
 	/* What would come from the overlay device comes from here. */
 	settled = flow_is_settled(f, node.overlay_ifindex, p);
-	if (!settled && !path_goes_on(node.overlay_ifindex, p, f, &original))
+	if (!settled && !path_goes_on(node.overlay_ifindex, p, f))
 		return TCX_NEXT;
 	if (overlay_strip(skb, p))
 		return drop(skb, program, DROP_REWRITE_FAILED);
 	if (likely(settled))
 		flow_touch(f, skb, p);
 	else
-		flow_track(skb, p, f, original);
+		flow_track(skb, p, f);
 	if (send_rewrite(skb, p, &f->verdict, &f->peer))
 		return drop(skb, program, DROP_REWRITE_FAILED);
 	return send_into(skb, &f->verdict, program);

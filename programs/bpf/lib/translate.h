@@ -127,7 +127,10 @@ static __always_inline int service_new(struct packet *p, struct decision *d, str
 	return DROP_NONE;
 }
 
-/* A packet of a flow that is known: is it still between the two that it was between? */
+/*
+ * A packet of a flow that is known: is it still between the two that it was between?
+ * A function of its own, for a choice needs the stack that this takes.
+ */
 __global int service_again(struct packet *p, struct flow *f, struct decision *d, struct service_work *w, enum service_client who)
 {
 	const struct tuple *original, *answer;
